@@ -1,0 +1,36 @@
+"""Errors that a user is meant to read.
+
+ChainError              anything below; edges (pages, command line) catch only this
+├── TaskError           a task file breaks its rules
+├── ModelError          a model cannot be found, loaded or run
+├── ReplyError          a reply could not be read; keeps the reply
+└── TableError          a table of texts or a gold set cannot be read
+
+Every message says what happened, what was expected and what to do.
+"""
+
+__all__ = ["ChainError", "ModelError", "ReplyError", "TableError", "TaskError"]
+
+
+class ChainError(Exception):
+    """Base of every error that is shown to the user as it is."""
+
+
+class TaskError(ChainError):
+    """A task file breaks its rules; the message names the file and the key."""
+
+
+class ModelError(ChainError):
+    """A model cannot be found, loaded or run."""
+
+
+class ReplyError(ChainError):
+    """A reply that could not be read; ``reply`` is the model's raw text."""
+
+    def __init__(self, message: str, reply: str) -> None:
+        super().__init__(message)
+        self.reply = reply
+
+
+class TableError(ChainError):
+    """A table of texts or a gold set cannot be read; the message names the row or column."""

@@ -1,0 +1,163 @@
+"""transformers' text-generation pipeline with two ways of its own, and LangChain's ``HuggingFacePipeline`` around it.
+
+Called as usual it generates as transformers does. With ``labels=…`` it scores the given label words (forced decoding)
+and its reply is their log-probabilities as JSON; with ``items=…`` it writes a reply that can only name what stands in
+the text (grounded decoding). Both come as plain data, so a chain binds them: ``llm.bind(pipeline_kwargs={…})``.
+"""
+
+import json
+import threading
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from langchain_huggingface import HuggingFacePipeline
+from transformers import BloomForCausalLM, PreTrainedTokenizerBase, TextGenerationPipeline
+
+from chains.decoding import Decoder
+from chains.errors import ModelError
+from chains.grounding import Markup, reply_graph
+from chains.prompts import Task
+
+__all__ = ["BloomPipeline", "items_of", "labels_of", "make_llm", "plain_options"]
+
+BATCH_TOKENS = 4096  # own tokens of all rows that run together
+BATCH_ROWS = 64
+
+
+def labels_of(task: Task) -> dict[str, Any]:
+    """The pipeline option that scores the labels of a language task."""
+    words = [*task.labels.values(), *filter(None, [task.out_of_scope])]
+    return {"labels": {"query": task.query, "words": [task.reply_separator + word for word in words]}}
+
+
+def items_of(task: Task) -> dict[str, Any]:
+    """The pipeline option that writes a grounded reply of an entity task."""
+    return {
+        "items": {
+            "query": task.query,
+            "separator": task.reply_separator,
+            "empty": task.empty,
+            "words": list(task.labels.values()),
+            "end": task.reply_end,
+        }
+    }
+
+
+def plain_options(max_new_tokens: int, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Every generation option of the plain way, deterministic: greedy, up to the end of the line."""
+    return {
+        "do_sample": False,
+        "num_beams": 1,
+        "temperature": None,
+        "top_k": None,
+        "top_p": None,
+        "repetition_penalty": 1.0,
+        "max_new_tokens": max_new_tokens,
+        "return_full_text": False,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "stop_strings": ["\n"],
+        "tokenizer": tokenizer,
+    }
+
+
+class BloomPipeline(TextGenerationPipeline):  # type: ignore[misc]
+    """Text generation, label scores and grounded replies of one BLOOM model, one caller at a time.
+
+    The lock is needed: a fast tokenizer shared by threads raises "Already borrowed".
+    """
+
+    def __init__(self, model: BloomForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(model=model, tokenizer=tokenizer, task="text-generation")
+        self.decoder = Decoder(model)
+        self.lock = threading.RLock()
+
+    def __call__(self, text_inputs: str | Sequence[str], **options: Any) -> Any:
+        """One ``[{"generated_text": reply}]`` per prompt (a bare one for a bare prompt), as transformers gives."""
+        labels, items = options.pop("labels", None), options.pop("items", None)
+        with self.lock:
+            if labels is None and items is None:
+                return super().__call__(text_inputs, **options)
+            prompts = [text_inputs] if isinstance(text_inputs, str) else list(text_inputs)
+            replies = self._score(prompts, **labels) if labels else self._write(prompts, **items)
+        if streamer := options.get("streamer"):
+            streamer.on_finalized_text(replies[0], stream_end=True)
+        answers = [[{"generated_text": reply}] for reply in replies]
+        return answers[0] if isinstance(text_inputs, str) else answers
+
+    def _score(self, prompts: list[str], *, query: str, words: list[str]) -> list[str]:
+        """For each prompt a JSON object: label word → log-probability in nats, given that the reply is a label."""
+        labels = [self._cut(word) for word in words]
+        replies = [""] * len(prompts)
+        for prefix, places, rows, _ in self._batches(prompts, query):
+            for place, scores in zip(places, self.decoder.score_labels(prefix, rows, labels).tolist(), strict=True):
+                named = {word.strip(): score for word, score in zip(words, scores, strict=True)}
+                replies[place] = json.dumps(named, ensure_ascii=False)
+        return replies
+
+    def _write(
+        self, prompts: list[str], *, query: str, separator: str, empty: str, words: list[str], end: str
+    ) -> list[str]:
+        """For each prompt a grounded reply; it may be cut short at twice the text's tokens and some more."""
+        markup = Markup(self.tokenizer, separator=separator, empty=empty, words=words, end=end)
+        replies = [""] * len(prompts)
+        for prefix, places, rows, texts in self._batches(prompts, query):
+            graphs = [reply_graph(text, markup)[0] for text in texts]
+            room = 2 * max(len(row) for row in rows) + 32
+            for place, ids in zip(places, self.decoder.write_replies(prefix, rows, graphs, room), strict=True):
+                replies[place] = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return replies
+
+    def _batches(
+        self, prompts: list[str], query: str
+    ) -> list[tuple[list[int], list[int], list[list[int]], list[str]]]:
+        """Prompts grouped by what they share: (prefix ids, places, own ids, texts), rows of like length together.
+
+        A prompt is its prefix and a last line or lines made from ``query``; a text holds no line break, so the
+        query's beginning is found for certain.
+        """
+        before, after = query.split("{text}")
+        shared: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        for place, prompt in enumerate(prompts):
+            body = prompt.removesuffix(after)
+            start = body.rfind("\n" + before) + 1
+            if not body.startswith(before, start) or body == prompt:
+                raise ModelError(f"The prompt does not end with its query {query!r}; make it from the task's template.")
+            shared[body[:start]].append((place, body[start + len(before) :]))
+        batches = []
+        for beginning, texts in shared.items():
+            own = self.tokenizer([before + text + after for _, text in texts], add_special_tokens=False)["input_ids"]
+            # Longest first: if memory runs out, it does so at once.
+            order = sorted(range(len(texts)), key=lambda number: -len(own[number]))
+            while order:
+                size = max(1, min(BATCH_ROWS, BATCH_TOKENS // len(own[order[0]])))
+                chosen, order = order[:size], order[size:]
+                batches.append(
+                    (
+                        self._cut(beginning),
+                        [texts[number][0] for number in chosen],
+                        [own[number] for number in chosen],
+                        [texts[number][1] for number in chosen],
+                    )
+                )
+        return batches
+
+    def _cut(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+class BloomLLM(HuggingFacePipeline):
+    """LangChain's ``HuggingFacePipeline`` over a ``BloomPipeline``; its cache key names the model's revision."""
+
+    revision: str
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        return {**super()._identifying_params, "revision": self.revision}
+
+
+def make_llm(model: BloomForCausalLM, tokenizer: PreTrainedTokenizerBase, name: str, revision: str) -> BloomLLM:
+    """The LangChain model that the chains take as their ``llm``."""
+    # The pipeline makes its own batches, by length and tokens: hand it as many prompts as there are.
+    return BloomLLM(pipeline=BloomPipeline(model, tokenizer), model_id=name, revision=revision, batch_size=100_000)

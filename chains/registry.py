@@ -1,0 +1,191 @@
+"""The table of models, and ``load``: from a name to a model that answers."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chains.errors import ModelError
+
+if TYPE_CHECKING:
+    from chains.pipeline import BloomLLM
+
+__all__ = ["EMBEDDED", "MODELS", "Model", "ModelInfo", "find_model", "free_memory_bytes", "load"]
+
+EMBEDDED = "embedded"
+EMBEDDED_FOLDER = Path(__file__).parent.parent / "models" / "bloom-mini"
+# The interpreter, torch and the dashboard before any model: measured by benchmarks/bench_memory.py.
+BASE_MEMORY_BYTES = 420_000_000
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a model before it is loaded. ``shots`` is the default number of few-shot examples,
+    ``window_tokens`` the most tokens of a text that are read at once."""
+
+    name: str
+    source: str
+    revision: str | None
+    parameters: int
+    licence: str
+    shots: int = 3
+    window_tokens: int = 512
+
+    @property
+    def download_bytes(self) -> int:
+        """Size of the checkpoint on the Hub (two bytes per parameter)."""
+        return 2 * self.parameters
+
+    @property
+    def memory_bytes(self) -> int:
+        """Resident memory that the whole program needs with this model in bf16, with a tenth for the work itself."""
+        return BASE_MEMORY_BYTES + int(2 * self.parameters * 1.1)
+
+
+def _bloomz(size: str, parameters: int) -> ModelInfo:
+    licence = "BigScience BLOOM RAIL 1.0"
+    return ModelInfo(f"bloomz-{size}", f"bigscience/bloomz-{size}", None, parameters, licence)
+
+
+# Parameters as counted from each model's BloomConfig.
+MODELS: dict[str, ModelInfo] = {
+    info.name: info
+    for info in (
+        ModelInfo(EMBEDDED, str(EMBEDDED_FOLDER), None, 16_792_320, "CC BY-SA 4.0", shots=0, window_tokens=96),
+        _bloomz("560m", 559_214_592),
+        _bloomz("1b1", 1_065_314_304),
+        _bloomz("1b7", 1_722_408_960),
+        _bloomz("3b", 3_002_557_440),
+        _bloomz("7b1", 7_069_016_064),
+    )
+}
+
+
+class Model:
+    """A loaded model: ``llm`` is what the chains take; ``version`` names it beside every result."""
+
+    def __init__(self, info: ModelInfo, llm: "BloomLLM") -> None:
+        self.info = info
+        self.name = info.name
+        self.llm = llm
+
+    @property
+    def version(self) -> str:
+        """The model's name and the beginning of its weights' fingerprint."""
+        return f"{self.name} · {self.llm.revision[:8]}"
+
+    def count_tokens(self, text: str) -> int:
+        """The number of tokens that the model's tokenizer cuts ``text`` into."""
+        with self.llm.pipeline.lock:
+            return len(self.llm.pipeline.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @cached_property
+    def plain_llm(self) -> object:
+        """``HuggingFacePipeline`` as LangChain ships it, over the same weights: the reference for tests and benchmarks."""
+        from langchain_huggingface import HuggingFacePipeline
+        from transformers import TextGenerationPipeline
+
+        pipeline = self.llm.pipeline
+        return HuggingFacePipeline(pipeline=TextGenerationPipeline(model=pipeline.model, tokenizer=pipeline.tokenizer, task="text-generation"))
+
+
+def find_model(name: str) -> ModelInfo:
+    """The model of a name in the table, a Hub id (``owner/name``) or a local folder with a BLOOM checkpoint.
+
+    Raises:
+        ModelError: none of these.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    for info in MODELS.values():
+        if name == info.source:
+            return info
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        return ModelInfo(str(folder), str(folder), None, weights // 2, "as the folder says")
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return ModelInfo(name, name, None, 0, "as its page on the Hub says")
+    raise ModelError(
+        f"There is no model {name!r}. Choose one of {', '.join(MODELS)}, give a Hub id such as 'owner/name', "
+        "or the folder of a BLOOM checkpoint."
+    )
+
+
+def free_memory_bytes() -> int:
+    """Memory that a new allocation may take: the machine's, or the container's if that is less."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return max(0, free)
+
+
+def load(name: str) -> Model:
+    """The model of that name, ready to answer. Slow; whoever calls this keeps the result.
+
+    Weights are safetensors only and no code of a checkpoint is run. On a CPU they are bf16 where the processor
+    computes in it and fp32 otherwise, never fp16, which a CPU computes several times slower; on CUDA bf16.
+
+    Raises:
+        ModelError: no such model, no memory or no network for it, or not a BLOOM checkpoint.
+    """
+    info = find_model(name)
+    free = free_memory_bytes()
+    if info.parameters and 2 * info.parameters > free:
+        raise ModelError(
+            f"{info.name} needs about {2 * info.parameters / 1e9:.1f} GB for its weights, and {free / 1e9:.1f} GB of "
+            "memory are free. Close other programs, or choose a smaller model."
+        )
+    import torch
+    from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM
+
+    from chains.pipeline import make_llm
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = {"revision": info.revision} if info.revision else {}
+    try:
+        config = BloomConfig.from_pretrained(info.source, **options)
+        if config.model_type != "bloom":
+            raise ModelError(f"{info.name} is a {config.model_type!r} model. Only BLOOM checkpoints can be used.")
+        tokenizer = AutoTokenizer.from_pretrained(info.source, trust_remote_code=False, **options)
+        model = BloomForCausalLM.from_pretrained(
+            info.source, dtype=_dtype(device), use_safetensors=True, low_cpu_mem_usage=True, **options
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{info.name} could not be loaded from {info.source!r}: {reason} "
+            "Check the network connection for a first download, or choose the embedded model."
+        ) from error
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"The tokenizer of {info.name} has no padding token. Use a BLOOM checkpoint's own tokenizer.")
+    tokenizer.padding_side = "left"
+    model.eval().to(device)
+    revision = getattr(config, "_commit_hash", None) or fingerprint(Path(info.source))
+    return Model(info, make_llm(model, tokenizer, info.name, revision))
+
+
+def _dtype(device: str) -> object:
+    """bf16 on CUDA and on processors that multiply in it, fp32 on others."""
+    import torch
+
+    if device == "cuda" or torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 (hexadecimal) over the folder's configuration, tokenizer and weights."""
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        digest.update(file.name.encode())
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()

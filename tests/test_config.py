@@ -1,0 +1,29 @@
+from pathlib import Path
+
+import pytest
+
+from chains.config import Settings, load_settings
+
+
+@pytest.mark.parametrize(
+    ("environment", "folder"),
+    [
+        ({}, Path(".data")),
+        ({"BLOOM_LENS_DATA": ""}, Path(".data")),
+        ({"BLOOM_LENS_DATA": "  "}, Path(".data")),
+        ({"BLOOM_LENS_DATA": "/srv/bloom lens"}, Path("/srv/bloom lens")),
+        ({"BLOOM_LENS_DATA": "~/lens"}, Path.home() / "lens"),
+    ],
+)
+def test_data_folder_comes_from_the_environment(environment, folder):
+    assert load_settings(environment) == Settings(data_folder=folder)
+
+
+def test_the_process_environment_is_the_default(monkeypatch):
+    monkeypatch.setenv("BLOOM_LENS_DATA", "elsewhere")
+    assert load_settings().data_folder == Path("elsewhere")
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        Settings().data_folder = Path("other")

@@ -1,0 +1,1 @@
+"""Training of the embedded model; run with ``python -m training.mini``."""
