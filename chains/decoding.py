@@ -9,6 +9,7 @@ and only those rows of the vocabulary matrix are multiplied that can come next. 
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -129,14 +130,16 @@ class Decoder:
                 past = past.view(self.heads, count, width, shared).transpose(0, 1)
                 weights = F.softmax(torch.cat([past, own], -1), dim=-1, dtype=torch.float32).to(self.dtype)
                 before = weights[..., :shared].transpose(0, 1).reshape(self.heads, count * width, shared)
-                mixed = (before @ rows.prefix.values[layer]).view(self.heads, count, width, self.head_dim).transpose(0, 1)
+                mixed = (
+                    (before @ rows.prefix.values[layer]).view(self.heads, count, width, self.head_dim).transpose(0, 1)
+                )
                 mixed = mixed + weights[..., shared:] @ rows.values[layer][:, :, :used]
             else:
                 mixed = F.softmax(own, dim=-1, dtype=torch.float32).to(self.dtype) @ rows.values[layer][:, :, :used]
             x = x + attention.dense(mixed.transpose(1, 2).flatten(2))
             inner = block.mlp.dense_h_to_4h(block.post_attention_layernorm(x))
             x = x + block.mlp.dense_4h_to_h(F.gelu(inner, approximate="tanh"))
-        return self.bloom.ln_f(x)
+        return cast(torch.Tensor, self.bloom.ln_f(x))
 
     @torch.inference_mode()
     def score_labels(
@@ -193,7 +196,9 @@ class Decoder:
         alive = list(range(len(texts)))
         hidden = self.extend(rows, texts)
         while True:
-            steps = self._step(hidden, [nodes[row] for row in alive], [max_new_tokens - len(replies[row]) for row in alive])
+            steps = self._step(
+                hidden, [nodes[row] for row in alive], [max_new_tokens - len(replies[row]) for row in alive]
+            )
             going = []
             for place, (row, (tokens, node)) in enumerate(zip(alive, steps, strict=True)):
                 nodes[row] = node
@@ -229,4 +234,5 @@ class Decoder:
 
     def _logits(self, hidden: torch.Tensor, tokens: list[int]) -> torch.Tensor:
         """Logits in fp32 of ``tokens`` alone, (rows, tokens)."""
-        return (hidden @ self.vocabulary[torch.tensor(tokens, device=self.device)].T).float()
+        rows: torch.Tensor = self.vocabulary[torch.tensor(tokens, device=self.device)]
+        return (hidden @ rows.T).float()

@@ -26,10 +26,8 @@ def entity_chain(
     """A chain from ``{"text": …}`` to the reply with its mentions; ``shots`` defaults to the model's own number."""
     task = task or load_task("entities")
     template = prompt_template(task, model.info.shots if shots is None else shots)
-    if way == "plain":
-        options = plain_options(PLAIN_TOKENS, model.llm.pipeline.tokenizer)
-    else:
-        options = items_of(task)
+    plain = plain_options(PLAIN_TOKENS, model.llm.pipeline.tokenizer)
+    options = plain if way == "plain" else items_of(task)
     return RunnableLambda(clean) | template | model.llm.bind(pipeline_kwargs=options) | MentionParser(task=task)
 
 

@@ -133,7 +133,11 @@ def word_starts(text: str) -> tuple[list[int], set[int]]:
 
 
 def _may_cut(left: str, right: str) -> bool:
-    if unicodedata.category(right).startswith("M") or "\u200d" in (left, right) or "\U0001f3fb" <= right <= "\U0001f3ff":
+    if (
+        unicodedata.category(right).startswith("M")
+        or "\u200d" in (left, right)
+        or "\U0001f3fb" <= right <= "\U0001f3ff"
+    ):
         return False
     if left.isalnum() and right.isalnum():
         return "Lo" in (unicodedata.category(left), unicodedata.category(right))

@@ -1,7 +1,7 @@
 """The language chain: ``prompt | llm | parser``, and its use on texts of any length."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from langchain_core.runnables import Runnable, RunnableLambda
 
@@ -108,4 +108,4 @@ def run(chain: Runnable[dict[str, str], Any], inputs: list[dict[str, str]]) -> l
         if isinstance(answer, BaseException):
             raise answer
     by_text = {item["text"]: answer for item, answer in zip(distinct, answers, strict=True)}
-    return cast(list[Any], [by_text[item["text"]] for item in inputs])
+    return [by_text[item["text"]] for item in inputs]

@@ -26,7 +26,9 @@ class ScoreParser(BaseOutputParser[Detection]):
         try:
             scores = {str(word): float(score) for word, score in json.loads(text).items()}
         except (ValueError, AttributeError, TypeError) as error:
-            raise OutputParserException(ValueError(f"Cannot read {text!r} as label scores."), llm_output=text) from error
+            raise OutputParserException(
+                ValueError(f"Cannot read {text!r} as label scores."), llm_output=text
+            ) from error
         names = {word: self.task.name_of(word) or UNKNOWN for word in scores}
         top = max(scores.values(), default=0.0)
         weights = {name: 0.0 for name in [*self.task.labels, UNKNOWN]}

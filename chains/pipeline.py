@@ -109,9 +109,7 @@ class BloomPipeline(TextGenerationPipeline):  # type: ignore[misc]
                 replies[place] = self.tokenizer.decode(ids, skip_special_tokens=True)
         return replies
 
-    def _batches(
-        self, prompts: list[str], query: str
-    ) -> list[tuple[list[int], list[int], list[list[int]], list[str]]]:
+    def _batches(self, prompts: list[str], query: str) -> list[tuple[list[int], list[int], list[list[int]], list[str]]]:
         """Prompts grouped by what they share: (prefix ids, places, own ids, texts), rows of like length together.
 
         A prompt is its prefix and a last line or lines made from ``query``; a text holds no line break, so the

@@ -63,7 +63,9 @@ class Task(Strict):
             if re.findall(r"{[^{}]*}", template) != fields:
                 raise ValueError(f"{key}: {template!r} must hold {' then '.join(fields)} once, and no other braces")
         if not self.shot.startswith(self.query) or self.query.endswith(" "):
-            raise ValueError("query: must be the beginning of 'shot', up to where the reply starts, without a last space")
+            raise ValueError(
+                "query: must be the beginning of 'shot', up to where the reply starts, without a last space"
+            )
         words = [*self.labels.values(), *filter(None, [self.out_of_scope, self.empty])]
         if repeated := {word for word in words if words.count(word) > 1}:
             raise ValueError(f"labels: every word may stand for one label only, found {sorted(repeated)} twice")
@@ -90,7 +92,9 @@ class Task(Strict):
             return
         mentions = MENTION.findall(shot.reply)
         if shot.reply != self.empty and " ".join(f"<{text}>({word})" for text, word in mentions) != shot.reply:
-            raise ValueError(f"shots: shot {number}: cannot read {shot.reply!r}, expected '<text>(type) …' or {self.empty!r}")
+            raise ValueError(
+                f"shots: shot {number}: cannot read {shot.reply!r}, expected '<text>(type) …' or {self.empty!r}"
+            )
         for text, word in mentions:
             if word not in words:
                 raise ValueError(f"shots: shot {number} has the type {word!r}, expected one of {sorted(words)}")

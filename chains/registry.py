@@ -53,7 +53,7 @@ def _bloomz(size: str, parameters: int) -> ModelInfo:
 MODELS: dict[str, ModelInfo] = {
     info.name: info
     for info in (
-        ModelInfo(EMBEDDED, str(EMBEDDED_FOLDER), None, 16_792_320, "CC BY-SA 4.0", shots=0, window_tokens=96),
+        ModelInfo(EMBEDDED, str(EMBEDDED_FOLDER), None, 16_939_776, "CC BY-SA 4.0", shots=0, window_tokens=96),
         _bloomz("560m", 559_214_592),
         _bloomz("1b1", 1_065_314_304),
         _bloomz("1b7", 1_722_408_960),
@@ -83,12 +83,14 @@ class Model:
 
     @cached_property
     def plain_llm(self) -> object:
-        """``HuggingFacePipeline`` as LangChain ships it, over the same weights: the reference for tests and benchmarks."""
+        """``HuggingFacePipeline`` as LangChain ships it, over the same weights: the reference in tests."""
         from langchain_huggingface import HuggingFacePipeline
         from transformers import TextGenerationPipeline
 
         pipeline = self.llm.pipeline
-        return HuggingFacePipeline(pipeline=TextGenerationPipeline(model=pipeline.model, tokenizer=pipeline.tokenizer, task="text-generation"))
+        return HuggingFacePipeline(
+            pipeline=TextGenerationPipeline(model=pipeline.model, tokenizer=pipeline.tokenizer, task="text-generation")
+        )
 
 
 def find_model(name: str) -> ModelInfo:
@@ -155,9 +157,7 @@ def load(name: str) -> Model:
         if config.model_type != "bloom":
             raise ModelError(f"{info.name} is a {config.model_type!r} model. Only BLOOM checkpoints can be used.")
         tokenizer = AutoTokenizer.from_pretrained(info.source, trust_remote_code=False, **options)
-        model = BloomForCausalLM.from_pretrained(
-            info.source, dtype=_dtype(device), use_safetensors=True, low_cpu_mem_usage=True, **options
-        )
+        model = BloomForCausalLM.from_pretrained(info.source, dtype=_dtype(device), use_safetensors=True, **options)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
@@ -176,9 +176,7 @@ def _dtype(device: str) -> object:
     """bf16 on CUDA and on processors that multiply in it, fp32 on others."""
     import torch
 
-    if device == "cuda" or torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
+    return torch.bfloat16 if device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
 def fingerprint(folder: Path) -> str:

@@ -147,15 +147,18 @@ def _decode(source: bytes, encoding: str | None, name: str) -> tuple[str, str]:
 
 def find_delimiter(text: str) -> str:
     """The delimiter that splits the header and the most of the first rows into equally many fields, or ``""``."""
-    best, best_score = "", (0.0, 1)
+    best, best_score = "", (False, 0.0, 0)
     for delimiter in DELIMITERS:
+        counts: list[int] = []
+        is_broken = False
         try:
-            counts = [len(row) for _, row in islice(_read_rows(text, delimiter, ""), SNIFFED_ROWS) if row]
-        except TableError:  # a quote that only another delimiter closes
-            continue
-        score = (counts.count(counts[0]) / len(counts), counts[0])
-        if counts[0] > 1 and score > best_score:
-            best, best_score = delimiter, score
+            for _, row in islice(_read_rows(text, delimiter, ""), SNIFFED_ROWS):
+                counts += [len(row)] if row else []
+        except TableError:  # a quote that perhaps another delimiter closes
+            is_broken = True
+        if counts and counts[0] > 1:
+            score = (not is_broken, counts.count(counts[0]) / len(counts), counts[0])
+            best, best_score = max((best, best_score), (delimiter, score), key=lambda candidate: candidate[1])
     return best
 
 

@@ -1,14 +1,25 @@
-"""Shared fixtures: a tiny random BLOOM that stands in where the model's answers do not matter."""
+"""Shared fixtures: a tiny random BLOOM where the model's answers do not matter, a scripted one where they do."""
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
+from langchain_core.language_models.llms import LLM
 from transformers import BloomConfig, BloomForCausalLM
 
+from chains.pipeline import make_llm
 from chains.prompts import load_task
-from chains.registry import Model, load
+from chains.registry import Model, ModelInfo, load
 from training.tokenizer import train_tokenizer
+
+# The machine may be busy: an example that takes long is no failure.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
 SENTENCES = [
     "Nadia Okafor left Siemens for Porto in 1998.",
@@ -46,3 +57,49 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_model(tiny_folder: Path) -> Model:
     """The tiny random BLOOM, loaded as the product loads a model."""
     return load(str(tiny_folder))
+
+
+@pytest.fixture(scope="session")
+def exact_model(tiny_folder: Path, tiny_model: Model) -> Model:
+    """The tiny random BLOOM in fp32, where two ways to the same number agree to about 1e-5."""
+    weights = BloomForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
+    return Model(tiny_model.info, make_llm(weights, tiny_model.llm.pipeline.tokenizer, "exact", "exact-weights"))
+
+
+class ScriptedLLM(LLM):
+    """Answers each prompt by ``answer(prompt)`` and remembers the prompts in ``history``."""
+
+    answer: Callable[[str], str]
+    history: list[str] = []
+    revision: str = "scripted"
+    # What the plain way asks of a pipeline.
+    pipeline: Any = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0, eos_token_id=1), lock=threading.Lock())
+
+    @property
+    def _llm_type(self) -> str:
+        return "scripted"
+
+    def _call(self, prompt, stop=None, run_manager=None, **options):
+        self.history.append(prompt)
+        return self.answer(prompt)
+
+
+class ScriptedModel(Model):
+    """A model of no weights that counts words, at most ``window_tokens`` of them at once."""
+
+    def __init__(self, answer: Callable[[str], str], window_tokens: int) -> None:
+        info = ModelInfo("scripted", "nowhere", None, 0, "none", shots=3, window_tokens=window_tokens)
+        super().__init__(info, ScriptedLLM(answer=answer, history=[]))
+
+    def count_tokens(self, text: str) -> int:
+        return len(text.split())
+
+
+@pytest.fixture
+def scripted() -> Callable[..., ScriptedModel]:
+    """``scripted(answer)``: a model that answers a prompt as the function ``answer`` says."""
+
+    def make(answer: Callable[[str], str], window_tokens: int = 100) -> ScriptedModel:
+        return ScriptedModel(answer, window_tokens)
+
+    return make

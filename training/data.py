@@ -35,8 +35,40 @@ ENTITY_WEIGHTS = {
 }  # fmt: skip
 OWN_WEIGHT = 3.5  # the sentences in training/own
 HELD_OUT_PERCENT = 10  # of the Tatoeba rows, by hash of the text
-NEAR_LANGUAGES = {"pt", "it", "ca", "gl", "ro", "oc", "ast", "de", "nl", "la", "ia", "eo", "af", "nds", "fy", "da", "sv", "nb"}
-NO_LANGUAGE = ["12345", "3.14", "2024-05-01", "https://example.org/a?b=1", "😀😀", "?!", "---", "A-17", "007", "10:45", "ok@x.io", "#1"]
+NEAR_LANGUAGES = {
+    "pt",
+    "it",
+    "ca",
+    "gl",
+    "ro",
+    "oc",
+    "ast",
+    "de",
+    "nl",
+    "la",
+    "ia",
+    "eo",
+    "af",
+    "nds",
+    "fy",
+    "da",
+    "sv",
+    "nb",
+}
+NO_LANGUAGE = [
+    "12345",
+    "3.14",
+    "2024-05-01",
+    "https://example.org/a?b=1",
+    "😀😀",
+    "?!",
+    "---",
+    "A-17",
+    "007",
+    "10:45",
+    "ok@x.io",
+    "#1",
+]
 
 
 @dataclass(frozen=True)
@@ -62,15 +94,15 @@ class Data:
 
 def read_gold(path: Path) -> Iterator[Sentence]:
     """The sentences of a JSONL gold file (``.gz`` too)."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as lines:
-        for line in lines:
-            row = json.loads(line)
-            yield Sentence(row["text"], row.get("lang", ""), tuple(Entity(**entity) for entity in row["entities"]))
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    # Not splitlines: a text may hold U+2028, which JSON does not escape.
+    for line in filter(None, content.decode("utf-8").split("\n")):
+        row = json.loads(line)
+        yield Sentence(row["text"], row.get("lang", ""), tuple(Entity(**entity) for entity in row["entities"]))
 
 
 def read_marked(path: Path) -> Iterator[Sentence]:
-    """The sentences of a file with marks in place, ``[Lyon|location] is big.``; its name ends in ``.<language>.txt``."""
+    """The sentences of a file with marks in place, ``[Lyon|location] is big.``, named ``….<language>.txt``."""
     language = path.stem.rpartition(".")[2]
     for line in path.read_text(encoding="utf-8").splitlines():
         text, end, entities = "", 0, []
@@ -147,13 +179,17 @@ def _collect_names(sentences: list[Sentence]) -> dict[tuple[str, str], list[str]
             first, last = list(provider.first_names), list(provider.last_names)
             for _ in range(3000):
                 name = generator.choice(first)
-                names[language, "person"].append(name if generator.random() < 0.25 else f"{name} {generator.choice(last)}")
+                names[language, "person"].append(
+                    name if generator.random() < 0.25 else f"{name} {generator.choice(last)}"
+                )
             names[language, "person"] += [generator.choice(last) for _ in range(500)]
         names[language, "location"] += generator.sample(cities, 3000) + countries
     return dict(names)
 
 
-def swap_names(sentence: Sentence, names: dict[tuple[str, str], list[str]], rng: random.Random, rate: float) -> Sentence:
+def swap_names(
+    sentence: Sentence, names: dict[tuple[str, str], list[str]], rng: random.Random, rate: float
+) -> Sentence:
     """The sentence with each distinct name replaced, with probability ``rate``, by another of its type and language.
 
     After an elided article (``l'``, ``d'``) only names that start with a vowel or ``h`` are put in.
@@ -183,7 +219,9 @@ def change_case(sentence: Sentence, upper: bool) -> Sentence:
     text = sentence.text.upper() if upper else sentence.text.lower()
     if len(text) != len(sentence.text):
         return sentence
-    entities = tuple(entity.model_copy(update={"text": text[entity.start : entity.end]}) for entity in sentence.entities)
+    entities = tuple(
+        entity.model_copy(update={"text": text[entity.start : entity.end]}) for entity in sentence.entities
+    )
     return Sentence(text, sentence.language, entities)
 
 
@@ -191,7 +229,7 @@ CAPITALISED = re.compile(r"(?<=[\w,;] )[A-ZÀ-Þ][\w'’-]+(?: [A-ZÀ-Þ][\w'’
 
 
 def copy_item(text: str, language: str, rng: random.Random) -> Sentence:
-    """A warm-up sentence that teaches copying: its 'entities' are its capitalised words, found by rule, or any words."""
+    """A warm-up sentence that teaches copying: its 'entities' are its capitalised words, or any words."""
     spans = [match.span() for match in CAPITALISED.finditer(text)]
     if not spans:
         words = [match.span() for match in re.finditer(r"\w+", text)]

@@ -70,7 +70,9 @@ def hidden_states(model: BloomForCausalLM, ids: torch.Tensor, bias: torch.Tensor
     for number, block in enumerate(bloom.h):
         attention = block.self_attention
         fused = attention.query_key_value(block.input_layernorm(x))
-        query, key, value = fused.view(*x.shape[:2], attention.num_heads, 3, attention.head_dim).transpose(1, 2).unbind(3)
+        query, key, value = (
+            fused.view(*x.shape[:2], attention.num_heads, 3, attention.head_dim).transpose(1, 2).unbind(3)
+        )
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
         x = x + attention.dense(mixed.transpose(1, 2).flatten(2))
         inner = block.mlp.dense_h_to_4h(block.post_attention_layernorm(x))
@@ -94,11 +96,15 @@ class Encoder:
         self.tokenizer = tokenizer
         self.recipe = recipe
 
-    def item(self, task: Task, text: str, reply: str, sentence: Sentence | None) -> tuple[list[int], list[float], list[int]]:
+    def item(
+        self, task: Task, text: str, reply: str, sentence: Sentence | None
+    ) -> tuple[list[int], list[float], list[int]]:
         """ids, weight of each id as a target, and the tag of each id (``IGNORED`` outside entity texts)."""
         safe = to_prompt_text(text)
         before = task.query.split("{text}")[0]
-        encoded = self.tokenizer(task.query.replace("{text}", safe), return_offsets_mapping=True, add_special_tokens=False)
+        encoded = self.tokenizer(
+            task.query.replace("{text}", safe), return_offsets_mapping=True, add_special_tokens=False
+        )
         ids, weights, tags = list(encoded["input_ids"]), [], []
         for start, end in encoded["offset_mapping"]:
             inside = start >= len(before) and end <= len(before) + len(safe)
@@ -106,7 +112,9 @@ class Encoder:
             masked = sentence is None or sentence.mask_types
             tags.append(IGNORED if masked or not inside else tag_of(sentence, start - len(before), end - len(before)))
         suffix = task.shot.split("{reply}")[1] + "\n"
-        written = self.tokenizer(task.reply_separator + reply + suffix, return_offsets_mapping=True, add_special_tokens=False)
+        written = self.tokenizer(
+            task.reply_separator + reply + suffix, return_offsets_mapping=True, add_special_tokens=False
+        )
         made_up = bool(sentence and sentence.mask_types)
         in_type = False
         for token, (start, end) in zip(written["input_ids"], written["offset_mapping"], strict=True):
@@ -117,7 +125,9 @@ class Encoder:
             in_type = piece == "(" or (in_type and piece != ")")
         return ids, weights, tags
 
-    def sequence(self, sampler: Sampler, rng: random.Random, copy_rate: float) -> tuple[list[int], list[float], list[int]]:
+    def sequence(
+        self, sampler: Sampler, rng: random.Random, copy_rate: float
+    ) -> tuple[list[int], list[float], list[int]]:
         """One instruction and as many whole items as fit, padded to the context."""
         task, stream = sampler.items(rng, copy_rate)
         ids = self.tokenizer(task.instruction + "\n", add_special_tokens=False)["input_ids"]
@@ -196,8 +206,10 @@ class Losses(torch.nn.Module):
 
 
 @torch.no_grad()
-def exact_share(losses: Losses, encoder: Encoder, sampler: Sampler, sentences: list[Sentence], batch: int = 32) -> float:
-    """The share of sentences whose whole reply greedy decoding would write, without shots; one pass, nothing generated."""
+def exact_share(
+    losses: Losses, encoder: Encoder, sampler: Sampler, sentences: list[Sentence], batch: int = 32
+) -> float:
+    """The share of sentences whose whole reply greedy decoding would write, without shots; found in one pass."""
     task = sampler.entities
     start = encoder.tokenizer(task.instruction + "\n", add_special_tokens=False)["input_ids"]
     rows = []
@@ -241,7 +253,9 @@ def make_optimizers(losses: Losses, recipe: Recipe) -> list[torch.optim.Optimize
     ]
 
 
-def train(recipe: Recipe, data: Path, out: Path, *, resume: bool, compiled: bool, minutes_between: float, extra: list[Path]) -> None:
+def train(
+    recipe: Recipe, data: Path, out: Path, *, resume: bool, compiled: bool, minutes_between: float, extra: list[Path]
+) -> None:
     """Train to the recipe's last step, then write the model to ``out/model``."""
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -263,7 +277,10 @@ def train(recipe: Recipe, data: Path, out: Path, *, resume: bool, compiled: bool
             optimizer.load_state_dict(stored)
         first, seconds = state["step"], state["seconds"]
     step_losses = torch.compile(losses, dynamic=False) if compiled else losses
-    dev = {path.name.split(".")[1]: list(read_gold(path))[:100] for path in sorted((data / "ner").glob("wikineural.*.dev.jsonl.gz"))}
+    dev = {
+        path.name.split(".")[1]: list(read_gold(path))[:100]
+        for path in sorted((data / "ner").glob("wikineural.*.dev.jsonl.gz"))
+    }
 
     def save(step: int) -> None:
         partial = checkpoint.with_suffix(".partial")
@@ -297,7 +314,9 @@ def train(recipe: Recipe, data: Path, out: Path, *, resume: bool, compiled: bool
             line: dict[str, float | dict[str, float]] = {"step": step + 1, "reply_loss": round(float(mean), 4)}
             line |= {"loss": round(float(loss.detach()), 4), "minutes": round(seconds / 60, 2)}
             if (step + 1) % 500 == 0 or step + 1 == recipe.steps:
-                line["exact"] = {name: round(exact_share(losses, encoder, sampler, part), 3) for name, part in dev.items()}
+                line["exact"] = {
+                    name: round(exact_share(losses, encoder, sampler, part), 3) for name, part in dev.items()
+                }
             print(json.dumps(line), flush=True)
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
@@ -354,7 +373,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with ner/, language/ and text/")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and model")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
-    parser.add_argument("--no-compile", action="store_true", help="do not use torch.compile (which needs a C++ compiler)")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="do not use torch.compile (which needs a C++ compiler)"
+    )
     parser.add_argument("--checkpoint-minutes", type=float, default=3.0)
     parser.add_argument("--extra", type=Path, nargs="*", default=[], help="more gold JSONL files to train on")
     for name, value in Recipe().__dict__.items():

@@ -1,0 +1,209 @@
+"""Figures: a table of results in, counts or one chart out. No streamlit.
+
+Tables are counted here, so that a chart gets a few dozen numbers however many rows a job has.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import altair as alt
+import pandas as pd
+
+from chains.schema import UNKNOWN
+from chains.tables import RESULT_COLUMNS
+
+__all__ = [
+    "LANGUAGES", "TYPES", "TypeStyle", "count_languages", "count_names", "count_types", "count_types_by_language",
+    "draw_languages", "draw_names", "draw_probabilities", "draw_types", "draw_types_by_language", "language_label",
+    "read_mentions", "read_results",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TypeStyle:
+    """How an entity type looks everywhere. ``fill`` stands 3:1 or more against both page backgrounds, for bars;
+    ``light_ink`` and ``dark_ink`` 4.5:1 or more against the marks of the light and the dark theme, for words."""
+
+    one: str
+    many: str
+    tag: str
+    fill: str
+    light_ink: str
+    dark_ink: str
+    underline: str
+
+
+# Fills after Okabe and Ito, https://jfly.uni-koeln.de/color/; .streamlit/config.toml repeats them.
+TYPES: dict[str, TypeStyle] = {
+    "location": TypeStyle("Location", "Locations", "LOC", "#0072B2", "#00517F", "#7CC4F0", "solid"),
+    "person": TypeStyle("Person", "People", "PER", "#D55E00", "#8F3F00", "#FFAA66", "dashed"),
+    "organization": TypeStyle("Organization", "Organizations", "ORG", "#009E73", "#00563F", "#5FD9B3", "dotted"),
+}
+LANGUAGES: dict[str, str] = {"english": "English", "spanish": "Spanish", "french": "French", UNKNOWN: "Not sure"}
+NEUTRAL = "#7A8699"
+FADED = 0.35
+BAR_HEIGHT = 26
+
+
+def language_label(language: str) -> str:
+    """The word on screen for a language of a result; ``""`` (a row with an error) is ``No answer``."""
+    return LANGUAGES.get(language, language.capitalize()) if language else "No answer"
+
+
+def read_results(frame: pd.DataFrame) -> pd.DataFrame:
+    """The result columns of a job's table under their plain names: they stand last, and may carry a suffix there."""
+    return frame.iloc[:, -len(RESULT_COLUMNS) :].set_axis(list(RESULT_COLUMNS), axis=1)
+
+
+def read_mentions(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per entity of a job's table: ``row`` (its index label), ``language``, ``text`` and ``type``."""
+    results = read_results(frame)
+    cells = zip(results.index, results["language"], results["entities"], strict=True)
+    mentions = [
+        (row, language, entity["text"], entity["type"])
+        for row, language, entities in cells
+        if isinstance(entities, str) and entities
+        for entity in json.loads(entities)
+    ]
+    return pd.DataFrame(mentions, columns=["row", "language", "text", "type"])
+
+
+def count_types(mentions: pd.DataFrame, types: Iterable[str] = TYPES) -> pd.DataFrame:
+    """``type``, ``label``, ``count`` and in how many ``rows``, one row per type, also for a type without mentions."""
+    groups = mentions.groupby("type")["row"].agg(["size", "nunique"]).reindex(list(types), fill_value=0)
+    counts = groups.reset_index().set_axis(["type", "count", "rows"], axis=1)
+    counts.insert(1, "label", [TYPES[name].many for name in counts["type"]])
+    return counts
+
+
+def count_names(mentions: pd.DataFrame, type_: str, *, search: str = "", top: int = 20) -> pd.DataFrame:
+    """``name``, ``type``, ``count`` and ``rows`` of the ``top`` names of a type that contain ``search``, in any case.
+
+    Most frequent first, names of the same count in alphabetical order.
+    """
+    chosen = mentions[mentions["type"] == type_]
+    if search.strip():
+        chosen = chosen[chosen["text"].str.contains(search.strip(), case=False, regex=False)]
+    groups = chosen.groupby("text")["row"].agg(["size", "nunique"]).reset_index()
+    counts = groups.set_axis(["name", "count", "rows"], axis=1)
+    counts.insert(1, "type", type_)
+    return counts.sort_values(["count", "name"], ascending=[False, True]).head(top).reset_index(drop=True)
+
+
+def count_languages(results: pd.DataFrame) -> pd.DataFrame:
+    """``language``, ``label`` and number of ``rows`` for every language that occurs, in the usual order."""
+    rows = results["language"].value_counts()
+    order = [*LANGUAGES, *sorted(set(rows.index) - set(LANGUAGES))]
+    counts = rows.reindex([language for language in order if language in rows.index])
+    labels = [language_label(language) for language in counts.index]
+    return pd.DataFrame({"language": list(counts.index), "label": labels, "rows": counts.to_list()})
+
+
+def count_types_by_language(mentions: pd.DataFrame) -> pd.DataFrame:
+    """``language``, ``language_label``, ``type``, ``label`` and ``count`` for every pair that occurs."""
+    groups = mentions.groupby(["language", "type"]).size().reset_index(name="count")
+    groups["language_label"] = [language_label(language) for language in groups["language"]]
+    groups["label"] = [TYPES[name].many for name in groups["type"]]
+    return groups[["language", "language_label", "type", "label", "count"]]
+
+
+def draw_types(counts: pd.DataFrame) -> alt.LayerChart:
+    """Bars: how often each type is named. The selection ``picked`` holds ``type``."""
+    return _draw_bars(
+        counts, "label", "count", fields=["type"], colour=_colour("type"), tooltip=["label", "count", "rows"]
+    )
+
+
+def draw_names(counts: pd.DataFrame) -> alt.LayerChart:
+    """Bars: how often each name of one type occurs. The selection ``picked`` holds ``name`` and ``type``."""
+    fields = ["name", "type"]
+    return _draw_bars(counts, "name", "count", fields=fields, colour=_colour("type"), tooltip=["name", "count", "rows"])
+
+
+def draw_languages(counts: pd.DataFrame) -> alt.LayerChart:
+    """Bars: how many rows each language has. The selection ``picked`` holds ``language``."""
+    return _draw_bars(
+        counts, "label", "rows", fields=["language"], colour=alt.ColorValue(NEUTRAL), tooltip=["label", "rows"]
+    )
+
+
+def draw_types_by_language(counts: pd.DataFrame) -> alt.LayerChart:
+    """Bars per language, one for each type, in one order. The selection ``picked`` holds ``language`` and ``type``."""
+    labels = [style.many for style in TYPES.values()]
+    offset = alt.YOffset("label:N", sort=labels, scale=alt.Scale(paddingInner=0.1))
+    return _draw_bars(
+        counts,
+        "language_label",
+        "count",
+        fields=["language", "type"],
+        colour=_colour("label", legend=True),
+        tooltip=["language_label", "label", "count"],
+        offset=offset,
+        sort=list(LANGUAGES.values()),
+        height=3 * 20 + 14,
+    )
+
+
+def draw_probabilities(probabilities: Mapping[str, float], threshold: float | None) -> alt.LayerChart:
+    """Bars: the probability of each language in percent, and the threshold, if there is one, as a dashed line."""
+    data = pd.DataFrame(
+        {
+            "label": [language_label(language) for language in probabilities],
+            "probability": list(probabilities.values()),
+            "is_best": [value == max(probabilities.values()) for value in probabilities.values()],
+        }
+    )
+    # Room at the right for the words of a bar that reaches 100%.
+    x = alt.X("probability:Q", title=None, scale=alt.Scale(domain=[0, 1.15]), axis=None)
+    y = alt.Y("label:N", title=None, sort=None, axis=_name_axis())
+    base = alt.Chart(data).encode(x=x, y=y, tooltip=["label:N", alt.Tooltip("probability:Q", format=".1%")])
+    colour = alt.condition("datum.is_best", alt.value(TYPES["location"].fill), alt.value(NEUTRAL))
+    bars = base.mark_bar(cornerRadiusEnd=3, height={"band": 0.7}).encode(color=colour)
+    words = base.mark_text(align="left", dx=5, fontSize=13, color=NEUTRAL).encode(
+        text=alt.Text("probability:Q", format=".1%")
+    )
+    layers: list[alt.Chart] = [bars, words]
+    if threshold is not None:
+        line = alt.Chart(pd.DataFrame({"threshold": [threshold]})).mark_rule(strokeDash=[5, 4], color=NEUTRAL, size=1.5)
+        layers.append(line.encode(x="threshold:Q", tooltip=[alt.Tooltip("threshold:Q", format=".0%")]))
+    return alt.layer(*layers).properties(height=BAR_HEIGHT * len(data) + 10)
+
+
+def _draw_bars(
+    counts: pd.DataFrame,
+    name: str,
+    number: str,
+    *,
+    fields: list[str],
+    colour: alt.Color | alt.ColorValue,
+    tooltip: list[str],
+    offset: alt.YOffset | None = None,
+    sort: list[str] | None = None,
+    height: int = BAR_HEIGHT,
+) -> alt.LayerChart:
+    """Horizontal bars in the table's order with their numbers; a click on a bar picks ``fields``, the others fade."""
+    picked = alt.selection_point(name="picked", fields=fields)
+    x = alt.X(
+        f"{number}:Q", title=None, axis=None, scale=alt.Scale(domain=[0, 1.12 * max(1, counts[number].max() or 0)])
+    )
+    y = alt.Y(f"{name}:N", title=None, sort=sort, axis=_name_axis())
+    base = alt.Chart(counts).encode(x=x, y=y, tooltip=tooltip)
+    if offset is not None:
+        base = base.encode(yOffset=offset)
+    opacity = alt.condition(picked, alt.value(1), alt.value(FADED))
+    bars = base.mark_bar(cornerRadiusEnd=3, cursor="pointer").encode(color=colour, opacity=opacity).add_params(picked)
+    words = base.mark_text(align="left", dx=5, fontSize=12, color=NEUTRAL).encode(
+        text=alt.Text(f"{number}:Q", format=",")
+    )
+    return alt.layer(bars, words).properties(height=height * max(1, counts[name].nunique()) + 10)
+
+
+def _name_axis() -> alt.Axis:
+    return alt.Axis(labelLimit=170, labelFontSize=13, ticks=False, domain=False, grid=False)
+
+
+def _colour(field: str, *, legend: bool = False) -> alt.Color:
+    domain = list(TYPES) if field == "type" else [style.many for style in TYPES.values()]
+    scale = alt.Scale(domain=domain, range=[style.fill for style in TYPES.values()])
+    return alt.Color(f"{field}:N", scale=scale, title=None, legend=alt.Legend(orient="top") if legend else None)

@@ -1,0 +1,211 @@
+"""What pages share and needs streamlit: loaded models and jobs, the model picker, the highlighter, words for numbers."""
+
+import html
+import re
+import threading
+from collections.abc import Iterable
+
+import pandas as pd
+import streamlit as st
+
+from chains import registry
+from chains.batch import Jobs, JobStatus
+from chains.config import load_settings
+from chains.errors import ChainError, ModelError
+from chains.registry import EMBEDDED, MODELS, Model
+from chains.schema import Entity
+from plots import TYPES, read_mentions
+
+__all__ = [
+    "entity_html", "escape_markdown", "format_seconds", "get_jobs", "get_model", "get_results", "get_mentions",
+    "pick_model", "picked_name", "picked_shots", "show_error", "show_model_status",
+]  # fmt: skip
+
+FOLDER = "A folder on this machine…"
+MAX_SHOTS = 6
+# Two models at once may need more memory than each alone was promised.
+LOADING = threading.Lock()
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def load_model(name: str) -> Model:
+    """The model, loaded once for all sessions and jobs of this process."""
+    with LOADING:
+        return registry.load(name)
+
+
+@st.cache_resource(show_spinner=False)
+def get_jobs() -> Jobs:
+    """The jobs of this process; they go on when every browser is closed."""
+    return Jobs(load_settings().data_folder, load_model)
+
+
+# Shared by all sessions and not copied: whoever reads these tables must not change them.
+@st.cache_resource(max_entries=4, ttl=3600, show_spinner=False)
+def _read_results(job_id: str, version: str) -> pd.DataFrame:
+    return get_jobs().results(job_id)
+
+
+@st.cache_resource(max_entries=4, ttl=3600, show_spinner=False)
+def _read_mentions(job_id: str, version: str) -> pd.DataFrame:
+    return read_mentions(_read_results(job_id, version))
+
+
+def get_results(job: JobStatus) -> pd.DataFrame:
+    """The rows of a job that are done; of a long running job perhaps without the last few percent."""
+    return _read_results(job.id, _version(job))
+
+
+def get_mentions(job: JobStatus) -> pd.DataFrame:
+    """The entities of the rows of ``get_results``, one per row."""
+    return _read_mentions(job.id, _version(job))
+
+
+def _version(job: JobStatus) -> str:
+    # Two leading digits: a job of a million rows is read again a few dozen times, not every second.
+    return f"{job.state} {job.done if job.state != 'running' else f'{job.done:.1e}'}"
+
+
+def pick_model() -> None:
+    """Let the user choose the model and the number of shots; nothing is loaded yet."""
+    with st.sidebar:
+        st.selectbox(
+            "Model",
+            [*MODELS, FOLDER],
+            format_func=_model_label,
+            key="model",
+            help="All run on this machine. Bigger models are slower; the first use of a bloomz model downloads it.",
+        )
+        if st.session_state.model == FOLDER:
+            st.text_input("Path of a BLOOM checkpoint", key="model_folder", placeholder="/models/my-bloom")
+        name = picked_name()
+        st.slider(
+            "Shots",
+            0,
+            MAX_SHOTS,
+            value=_default_shots(name),
+            key=f"shots of {name}",
+            help="How many solved examples the model reads before your text. More can help, and take longer.",
+        )
+
+
+def _model_label(name: str) -> str:
+    return f"{name} · {format_bytes(MODELS[name].memory_bytes)}" if name in MODELS else name
+
+
+def _default_shots(name: str) -> int:
+    try:
+        return registry.find_model(name).shots
+    except ModelError:
+        return 3
+
+
+def picked_name() -> str:
+    """The name of the chosen model; without a folder's path, the model in use."""
+    name = st.session_state.get("model", EMBEDDED)
+    if name == FOLDER:
+        name = st.session_state.get("model_folder", "").strip()
+    return str(name or st.session_state.get("model_in_use", EMBEDDED))
+
+
+def picked_shots() -> int:
+    """The number of shots chosen for the picked model."""
+    name = picked_name()
+    return int(st.session_state.get(f"shots of {name}", _default_shots(name)))
+
+
+def get_model() -> Model:
+    """The picked model; if it cannot be loaded, the one before, and the sidebar says why.
+
+    Raises:
+        ModelError: the picked model cannot be loaded and there was none before.
+    """
+    state = st.session_state
+    name = picked_name()
+    if name != state.get("model_in_use") and name not in state.get("model_problem", {}):
+        try:
+            with st.spinner(_loading_words(name)):
+                load_model(name)
+            state.model_in_use = name
+            state.model_problem = {}
+        except ChainError as error:
+            state.model_problem = {name: str(error)}
+    if "model_in_use" not in state:
+        raise ModelError(state.model_problem[name])
+    return load_model(state.model_in_use)
+
+
+def _loading_words(name: str) -> str:
+    size = MODELS[name].download_bytes if name in MODELS and name != EMBEDDED else 0
+    once = f" The first time it downloads {format_bytes(size)}." if size else ""
+    return f"Loading {escape_markdown(name)}…{once}"
+
+
+def show_model_status() -> None:
+    """Load the picked model if need be and say in one line what is ready; a failure stays until another is picked."""
+    with st.sidebar:
+        try:
+            model = get_model()
+        except ChainError:
+            model = None
+        problem = st.session_state.get("model_problem", {}).get(picked_name())
+        if problem:
+            st.error(escape_markdown(problem))
+            st.button("Try again", key="try_again", on_click=st.session_state.pop, args=("model_problem",))
+        if model is not None:
+            before = "Going on with " if problem else ""
+            free = format_bytes(registry.free_memory_bytes())
+            st.caption(f":material/check_circle: {before}{escape_markdown(model.version)} · {free} memory free")
+
+
+def show_error(error: ChainError) -> None:
+    """The error's message as it is, not as Markdown."""
+    st.error(escape_markdown(str(error)))
+
+
+def escape_markdown(text: str) -> str:
+    """``text`` such that Streamlit's Markdown shows it unchanged."""
+    return re.sub(r"([\\`*_{}\[\]()<>#+\-.!|~$:&])", r"\\\1", text)
+
+
+def entity_html(text: str, entities: Iterable[Entity]) -> str:
+    """HTML of ``text``, everything escaped, each entity marked by tint, kind of underline and a short tag.
+
+    Of entities that overlap, the first one is marked.
+    """
+    parts = []
+    place = 0
+    for entity in sorted(entities, key=lambda entity: entity.start):
+        if entity.start < place:
+            continue
+        style = TYPES[entity.type]
+        ink = f"light-dark({style.light_ink},{style.dark_ink})"
+        tint = f"light-dark({style.fill}1f,{style.fill}40)"
+        parts.append(
+            f"{html.escape(text[place : entity.start])}"
+            f'<mark style="color:inherit;background:{tint};border-bottom:3px {style.underline} {ink};'
+            'border-radius:3px 3px 0 0;padding:1px 3px;box-decoration-break:clone;-webkit-box-decoration-break:clone">'
+            f"{html.escape(text[entity.start : entity.end])}"
+            f'<abbr title="{style.one}" style="color:{ink};font-size:.68em;font-weight:700;letter-spacing:.04em;'
+            f'margin-left:.4em;text-decoration:none;user-select:none">{style.tag}</abbr></mark>'
+        )
+        place = entity.end
+    parts.append(html.escape(text[place:]))
+    return f'<div style="white-space:pre-wrap;overflow-wrap:anywhere;line-height:2">{"".join(parts)}</div>'
+
+
+def format_bytes(size: int) -> str:
+    """``1.7 GB``, or ``34 MB`` below one tenth of a gigabyte."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+
+
+def format_seconds(seconds: float | None) -> str:
+    """A duration in words: ``0.31 seconds``, ``12 seconds``, ``4 minutes``, ``2.5 hours``; unknown is ``a while``."""
+    if seconds is None:
+        return "a while"
+    if seconds < 10:
+        return f"{seconds:.2f} seconds"
+    for limit, unit_s, unit in ((100, 1, "seconds"), (100 * 60, 60, "minutes")):
+        if seconds < limit:
+            return f"{seconds / unit_s:.0f} {unit}"
+    return f"{seconds / 3600:.1f} hours"
