@@ -4,7 +4,7 @@ Tables are counted here, so that a chart gets a few dozen numbers however many r
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import altair as alt
@@ -15,8 +15,8 @@ from chains.tables import RESULT_COLUMNS
 
 __all__ = [
     "LANGUAGES", "TYPES", "TypeStyle", "count_languages", "count_names", "count_types", "count_types_by_language",
-    "draw_languages", "draw_names", "draw_probabilities", "draw_types", "draw_types_by_language", "language_label",
-    "read_mentions", "read_results",
+    "draw_languages", "draw_names", "draw_probabilities", "draw_types", "draw_types_by_language", "filter_rows",
+    "label_language", "list_names", "pick_rows", "read_mentions", "read_results",
 ]  # fmt: skip
 
 
@@ -42,11 +42,14 @@ TYPES: dict[str, TypeStyle] = {
 }
 LANGUAGES: dict[str, str] = {"english": "English", "spanish": "Spanish", "french": "French", UNKNOWN: "Not sure"}
 NEUTRAL = "#7A8699"
+INK = "currentColor"  # the page's own text colour, light or dark; works because Streamlit draws charts as SVG
 FADED = 0.35
 BAR_HEIGHT = 26
+Counts = pd.DataFrame  # what the count_ functions give and the draw_ functions take
+Chart = alt.LayerChart | alt.FacetChart  # what alt.layer is typed to give
 
 
-def language_label(language: str) -> str:
+def label_language(language: str) -> str:
     """The word on screen for a language of a result; ``""`` (a row with an error) is ``No answer``."""
     return LANGUAGES.get(language, language.capitalize()) if language else "No answer"
 
@@ -67,6 +70,53 @@ def read_mentions(frame: pd.DataFrame) -> pd.DataFrame:
         for entity in json.loads(entities)
     ]
     return pd.DataFrame(mentions, columns=["row", "language", "text", "type"])
+
+
+def list_names(entities: str) -> str:
+    """A cell of entities in words: ``Lyon (LOC), Airbus (ORG)``, each name once; an empty cell gives ``""``."""
+    names = {(entity["text"], entity["type"]): None for entity in json.loads(entities or "[]")}
+    return ", ".join(f"{name} ({TYPES[type_].tag})" for name, type_ in names)
+
+
+def filter_rows(
+    frame: pd.DataFrame,
+    *,
+    languages: Sequence[str] = (),
+    types: Sequence[str] = (),
+    search: str = "",
+    column: str = "",
+    only_errors: bool = False,
+) -> pd.DataFrame:
+    """The rows in one of ``languages`` that name one of ``types`` and hold ``search`` in ``column``, in any case.
+
+    What is empty filters nothing.
+    """
+    results = read_results(frame)
+    keep = pd.Series(True, index=frame.index)
+    if languages:
+        keep &= results["language"].isin(languages)
+    if types:
+        keep &= results[[TYPES[name].many.lower() for name in types]].fillna(0).sum(axis=1) > 0
+    if search.strip():
+        keep &= frame[column].str.contains(search.strip(), case=False, regex=False)
+    if only_errors:
+        keep &= results["error"] != ""
+    return frame[keep]
+
+
+def pick_rows(frame: pd.DataFrame, mentions: pd.DataFrame, picked: Iterable[Mapping[str, str]]) -> pd.DataFrame:
+    """The rows that every item of ``picked`` describes: by ``language``, or by a mention of ``type`` and ``name``."""
+    rows = set(frame.index)
+    for item in picked:
+        found = read_results(frame)
+        if "type" in item:
+            found = mentions[mentions["type"] == item["type"]].set_index("row")
+        if "name" in item:
+            found = found[found["text"] == item["name"]]
+        if "language" in item:
+            found = found[found["language"] == item["language"]]
+        rows &= set(found.index)
+    return frame.loc[sorted(rows)]
 
 
 def count_types(mentions: pd.DataFrame, types: Iterable[str] = TYPES) -> pd.DataFrame:
@@ -96,60 +146,62 @@ def count_languages(results: pd.DataFrame) -> pd.DataFrame:
     rows = results["language"].value_counts()
     order = [*LANGUAGES, *sorted(set(rows.index) - set(LANGUAGES))]
     counts = rows.reindex([language for language in order if language in rows.index])
-    labels = [language_label(language) for language in counts.index]
+    labels = [label_language(language) for language in counts.index]
     return pd.DataFrame({"language": list(counts.index), "label": labels, "rows": counts.to_list()})
 
 
 def count_types_by_language(mentions: pd.DataFrame) -> pd.DataFrame:
     """``language``, ``language_label``, ``type``, ``label`` and ``count`` for every pair that occurs."""
     groups = mentions.groupby(["language", "type"]).size().reset_index(name="count")
-    groups["language_label"] = [language_label(language) for language in groups["language"]]
+    groups["language_label"] = [label_language(language) for language in groups["language"]]
     groups["label"] = [TYPES[name].many for name in groups["type"]]
     return groups[["language", "language_label", "type", "label", "count"]]
 
 
-def draw_types(counts: pd.DataFrame) -> alt.LayerChart:
+def draw_types(counts: pd.DataFrame) -> Chart:
     """Bars: how often each type is named. The selection ``picked`` holds ``type``."""
     return _draw_bars(
-        counts, "label", "count", fields=["type"], colour=_colour("type"), tooltip=["label", "count", "rows"]
+        counts, "label", "count", fields=["type"], colour=_colour("type"), tooltip=["label:N", "count:Q", "rows:Q"]
     )
 
 
-def draw_names(counts: pd.DataFrame) -> alt.LayerChart:
+def draw_names(counts: pd.DataFrame) -> Chart:
     """Bars: how often each name of one type occurs. The selection ``picked`` holds ``name`` and ``type``."""
     fields = ["name", "type"]
-    return _draw_bars(counts, "name", "count", fields=fields, colour=_colour("type"), tooltip=["name", "count", "rows"])
-
-
-def draw_languages(counts: pd.DataFrame) -> alt.LayerChart:
-    """Bars: how many rows each language has. The selection ``picked`` holds ``language``."""
     return _draw_bars(
-        counts, "label", "rows", fields=["language"], colour=alt.ColorValue(NEUTRAL), tooltip=["label", "rows"]
+        counts, "name", "count", fields=fields, colour=_colour("type"), tooltip=["name:N", "count:Q", "rows:Q"]
     )
 
 
-def draw_types_by_language(counts: pd.DataFrame) -> alt.LayerChart:
+def draw_languages(counts: pd.DataFrame) -> Chart:
+    """Bars: how many rows each language has. The selection ``picked`` holds ``language``."""
+    return _draw_bars(
+        counts, "label", "rows", fields=["language"], colour=alt.ColorValue(NEUTRAL), tooltip=["label:N", "rows:Q"]
+    )
+
+
+def draw_types_by_language(counts: pd.DataFrame) -> Chart:
     """Bars per language, one for each type, in one order. The selection ``picked`` holds ``language`` and ``type``."""
     labels = [style.many for style in TYPES.values()]
-    offset = alt.YOffset("label:N", sort=labels, scale=alt.Scale(paddingInner=0.1))
+    offset = alt.YOffset("label:N", sort=labels, bandPosition=0.5, scale=alt.Scale(paddingInner=0.1))
     return _draw_bars(
         counts,
         "language_label",
         "count",
         fields=["language", "type"],
         colour=_colour("label", legend=True),
-        tooltip=["language_label", "label", "count"],
+        tooltip=["language_label:N", "label:N", "count:Q"],
         offset=offset,
         sort=list(LANGUAGES.values()),
         height=3 * 20 + 14,
     )
 
 
-def draw_probabilities(probabilities: Mapping[str, float], threshold: float | None) -> alt.LayerChart:
+def draw_probabilities(probabilities: Mapping[str, float], threshold: float | None) -> Chart:
     """Bars: the probability of each language in percent, and the threshold, if there is one, as a dashed line."""
     data = pd.DataFrame(
         {
-            "label": [language_label(language) for language in probabilities],
+            "label": [label_language(language) for language in probabilities],
             "probability": list(probabilities.values()),
             "is_best": [value == max(probabilities.values()) for value in probabilities.values()],
         }
@@ -160,7 +212,7 @@ def draw_probabilities(probabilities: Mapping[str, float], threshold: float | No
     base = alt.Chart(data).encode(x=x, y=y, tooltip=["label:N", alt.Tooltip("probability:Q", format=".1%")])
     colour = alt.condition("datum.is_best", alt.value(TYPES["location"].fill), alt.value(NEUTRAL))
     bars = base.mark_bar(cornerRadiusEnd=3, height={"band": 0.7}).encode(color=colour)
-    words = base.mark_text(align="left", dx=5, fontSize=13, color=NEUTRAL).encode(
+    words = base.mark_text(align="left", dx=5, fontSize=13, color=INK).encode(
         text=alt.Text("probability:Q", format=".1%")
     )
     layers: list[alt.Chart] = [bars, words]
@@ -181,7 +233,7 @@ def _draw_bars(
     offset: alt.YOffset | None = None,
     sort: list[str] | None = None,
     height: int = BAR_HEIGHT,
-) -> alt.LayerChart:
+) -> Chart:
     """Horizontal bars in the table's order with their numbers; a click on a bar picks ``fields``, the others fade."""
     picked = alt.selection_point(name="picked", fields=fields)
     x = alt.X(
@@ -193,17 +245,17 @@ def _draw_bars(
         base = base.encode(yOffset=offset)
     opacity = alt.condition(picked, alt.value(1), alt.value(FADED))
     bars = base.mark_bar(cornerRadiusEnd=3, cursor="pointer").encode(color=colour, opacity=opacity).add_params(picked)
-    words = base.mark_text(align="left", dx=5, fontSize=12, color=NEUTRAL).encode(
-        text=alt.Text(f"{number}:Q", format=",")
-    )
+    words = base.mark_text(align="left", dx=5, fontSize=12, color=INK).encode(text=alt.Text(f"{number}:Q", format=","))
     return alt.layer(bars, words).properties(height=height * max(1, counts[name].nunique()) + 10)
 
 
 def _name_axis() -> alt.Axis:
-    return alt.Axis(labelLimit=170, labelFontSize=13, ticks=False, domain=False, grid=False)
+    return alt.Axis(labelLimit=170, labelFontSize=13, labelColor=INK, ticks=False, domain=False, grid=False)
 
 
 def _colour(field: str, *, legend: bool = False) -> alt.Color:
     domain = list(TYPES) if field == "type" else [style.many for style in TYPES.values()]
     scale = alt.Scale(domain=domain, range=[style.fill for style in TYPES.values()])
-    return alt.Color(f"{field}:N", scale=scale, title=None, legend=alt.Legend(orient="top") if legend else None)
+    return alt.Color(
+        f"{field}:N", scale=scale, title=None, legend=alt.Legend(orient="top", labelColor=INK) if legend else None
+    )

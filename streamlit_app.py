@@ -4,14 +4,10 @@ import streamlit as st
 
 import ui
 
-st.set_page_config(page_title="Bloom Lens", page_icon=":material/local_florist:", layout="wide")
-page = st.navigation(
-    [
-        st.Page("pages/single_text.py", title="Single text", icon=":material/short_text:", default=True),
-        st.Page("pages/batch.py", title="Batch", icon=":material/table_rows:"),
-        st.Page("pages/charts.py", title="Charts", icon=":material/bar_chart:"),
-    ]
-)
+# Inline: Streamlit would fetch an emoji or a Material icon for the browser tab from the internet.
+SVG = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 9 9'><text y='8' font-size='8'>🌸</text></svg>"
+st.set_page_config(page_title="Bloom Lens", page_icon=f"data:image/svg+xml,{SVG}", layout="wide")
+page = ui.navigate()
 ui.pick_model()
 page.run()
 # Last, so that the page stands before the first model is loaded.

@@ -1,12 +1,14 @@
-"""What pages share and needs streamlit: loaded models and jobs, the model picker, the highlighter, words for numbers."""
+"""What pages share and needs streamlit: loaded models, jobs and their rows, the model picker, the highlighter."""
 
 import html
 import re
 import threading
 from collections.abc import Iterable
+from datetime import datetime
 
 import pandas as pd
 import streamlit as st
+from streamlit.navigation.page import StreamlitPage
 
 from chains import registry
 from chains.batch import Jobs, JobStatus
@@ -14,15 +16,18 @@ from chains.config import load_settings
 from chains.errors import ChainError, ModelError
 from chains.registry import EMBEDDED, MODELS, Model
 from chains.schema import Entity
-from plots import TYPES, read_mentions
+from chains.tables import RESULT_COLUMNS
+from plots import TYPES, label_language, list_names, read_mentions
 
 __all__ = [
-    "entity_html", "escape_markdown", "format_seconds", "get_jobs", "get_model", "get_results", "get_mentions",
-    "pick_model", "picked_name", "picked_shots", "show_error", "show_model_status",
+    "count_rows", "entity_html", "escape_markdown", "format_seconds", "format_time", "get_jobs", "get_mentions",
+    "get_model", "get_results", "navigate", "pick_model", "picked_name", "picked_shots", "require_entrypoint",
+    "show_error", "show_model_status", "show_rows",
 ]  # fmt: skip
 
 FOLDER = "A folder on this machine…"
 MAX_SHOTS = 6
+SHOWN_ROWS = 1000
 # Two models at once may need more memory than each alone was promised.
 LOADING = threading.Lock()
 
@@ -62,12 +67,35 @@ def get_mentions(job: JobStatus) -> pd.DataFrame:
 
 
 def _version(job: JobStatus) -> str:
-    # Two leading digits: a job of a million rows is read again a few dozen times, not every second.
-    return f"{job.state} {job.done if job.state != 'running' else f'{job.done:.1e}'}"
+    # A running job's rows are read again when a leading digit of their number changes, not every second.
+    return f"{job.state} {job.done:{'.0e' if job.total > 100_000 else '.1e'}}" if job.is_live else f"{job.done}"
+
+
+def navigate() -> StreamlitPage:
+    """Show the way between the pages; returns the one to run."""
+    return st.navigation(
+        [
+            st.Page("pages/single_text.py", title="Single text", icon=":material/short_text:", default=True),
+            st.Page("pages/batch.py", title="Batch", icon=":material/table_rows:"),
+            st.Page("pages/charts.py", title="Charts", icon=":material/bar_chart:"),
+        ]
+    )
+
+
+def require_entrypoint() -> None:
+    """Run the page inside streamlit_app.py: every page begins with this.
+
+    If the first thing that a new process is asked for is a page (a link with ``?job=``), Streamlit runs the file in
+    pages/ bare, in its older way; any call of ``st.navigation`` ends that for the whole process.
+    """
+    if not st.session_state.pop("is_in_entrypoint", False):
+        navigate()
+        st.rerun()
 
 
 def pick_model() -> None:
     """Let the user choose the model and the number of shots; nothing is loaded yet."""
+    st.session_state.is_in_entrypoint = True
     with st.sidebar:
         st.selectbox(
             "Model",
@@ -153,9 +181,39 @@ def show_model_status() -> None:
             st.error(escape_markdown(problem))
             st.button("Try again", key="try_again", on_click=st.session_state.pop, args=("model_problem",))
         if model is not None:
-            before = "Going on with " if problem else ""
+            ready = f"going on with {model.version}" if problem else f"{model.version} is ready"
             free = format_bytes(registry.free_memory_bytes())
-            st.caption(f":material/check_circle: {before}{escape_markdown(model.version)} · {free} memory free")
+            st.caption(f":material/check_circle: {escape_markdown(ready)}, {free} of memory free")
+
+
+def show_rows(frame: pd.DataFrame, text_column: str) -> None:
+    """The first rows of a job's table as a table to read: languages and entities in words, the text first."""
+    if frame.empty:
+        st.caption("No row matches.")
+        return
+    language, probability, entities, *counts, error = results = frame.columns[-len(RESULT_COLUMNS) :]
+    shown = frame.head(SHOWN_ROWS).copy()
+    shown[language] = shown[language].map(label_language)
+    shown[probability] = shown[probability] * 100
+    shown[entities] = shown[entities].map(list_names)
+    others = [column for column in frame.columns if column not in {text_column, *results}]
+    st.dataframe(
+        shown,
+        hide_index=True,
+        column_order=[text_column, language, probability, entities, *counts, error, *others],
+        column_config={
+            text_column: st.column_config.TextColumn(width="medium"),
+            probability: st.column_config.NumberColumn("probability", format="%.1f%%"),
+            entities: st.column_config.TextColumn(width="medium"),
+        },
+    )
+    if len(frame) > SHOWN_ROWS:
+        st.caption(f"The first {SHOWN_ROWS:,} of {len(frame):,} rows; a download has them all.")
+
+
+def count_rows(number: int) -> str:
+    """``1 row``, ``12,402 rows``."""
+    return f"{number:,} row" if number == 1 else f"{number:,} rows"
 
 
 def show_error(error: ChainError) -> None:
@@ -199,12 +257,17 @@ def format_bytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 
+def format_time(moment: str) -> str:
+    """An ISO 8601 time in words, in this machine's time zone: ``05 Jan 2026, 14:30``."""
+    return datetime.fromisoformat(moment).astimezone().strftime("%d %b %Y, %H:%M")
+
+
 def format_seconds(seconds: float | None) -> str:
     """A duration in words: ``0.31 seconds``, ``12 seconds``, ``4 minutes``, ``2.5 hours``; unknown is ``a while``."""
     if seconds is None:
         return "a while"
     if seconds < 10:
-        return f"{seconds:.2f} seconds"
+        return f"{seconds:.2g} {'second' if f'{seconds:.2g}' == '1' else 'seconds'}"
     for limit, unit_s, unit in ((100, 1, "seconds"), (100 * 60, 60, "minutes")):
         if seconds < limit:
             return f"{seconds / unit_s:.0f} {unit}"

@@ -105,7 +105,10 @@ class Decoder:
         count, width = ids.shape
         shared = rows.prefix.length
         places = rows.lengths[:, None] + torch.arange(width, device=self.device)  # (rows, width)
-        used = int(rows.lengths.max()) + width
+        # Padding beyond the buffers goes to their last place, which no row's own token needs.
+        capacity = rows.keys[0].shape[2]
+        places = places.clamp(max=capacity - 1)
+        used = min(int(rows.lengths.max()) + width, capacity)
         index = places[:, None, :, None].expand(-1, self.heads, -1, self.head_dim)
         positions = torch.arange(shared + used, device=self.device)
         alibi = self.slopes[:, None] * positions  # (heads, shared + used)
@@ -183,27 +186,25 @@ class Decoder:
 
     @torch.inference_mode()
     def write_replies(
-        self, prefix: Sequence[int], texts: Sequence[Sequence[int]], graphs: Sequence[Node], max_new_tokens: int
+        self, prefix: Sequence[int], texts: Sequence[Sequence[int]], graphs: Sequence[Node], rooms: Sequence[int]
     ) -> list[list[int]]:
-        """For each text the greedy reply among those its graph allows, as token ids without the closing end mark.
+        """For each text the greedy reply among those its graph allows, as token ids with the mark that ends it.
 
-        A reply of ``max_new_tokens`` tokens stops where it is. Forced stretches cost no step of their own: they are
-        appended together with the token before them. Finished rows leave the batch.
+        A reply of as many tokens as its text has in ``rooms`` stops where it is. Forced stretches cost no step of
+        their own: they are appended together with the token before them. Finished rows leave the batch.
         """
-        rows = Rows(self, self.prefix(prefix), len(texts), max(map(len, texts)) + max_new_tokens + 1)
+        rows = Rows(self, self.prefix(prefix), len(texts), max(map(len, texts)) + max(rooms) + 1)
         replies: list[list[int]] = [[] for _ in texts]
         nodes = list(graphs)
         alive = list(range(len(texts)))
         hidden = self.extend(rows, texts)
         while True:
-            steps = self._step(
-                hidden, [nodes[row] for row in alive], [max_new_tokens - len(replies[row]) for row in alive]
-            )
+            steps = self._step(hidden, [nodes[row] for row in alive], [rooms[row] - len(replies[row]) for row in alive])
             going = []
             for place, (row, (tokens, node)) in enumerate(zip(alive, steps, strict=True)):
                 nodes[row] = node
                 replies[row] += tokens
-                if not node.is_end and tokens and len(replies[row]) < max_new_tokens:
+                if not node.is_end and len(replies[row]) < rooms[row]:
                     going.append(place)
             if not going:
                 return replies

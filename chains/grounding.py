@@ -160,9 +160,13 @@ def _spell(
         kept = ids[skip : skip + MAX_NAME_TOKENS]
         if not kept or offsets[skip][0] != 1:
             continue  # the tokenizer joins the bracket with the name: it cannot be spelled apart
-        last = [end for _, end in offsets[skip : skip + MAX_NAME_TOKENS]]
+        last = [end for _, end in offsets[skip:]]
         # Only the last of several byte tokens that spell one character completes it.
         complete = [number + 1 == len(last) or offsets[skip + number + 1][0] >= end for number, end in enumerate(last)]
-        tokens.append(kept)
-        ends.append([whole and start + end - 1 in stops for whole, end in zip(complete, last, strict=True)])
+        closes = [complete[number] and start + last[number] - 1 in stops for number in range(len(kept))]
+        # Nothing after the last place where a name may end: it would lead nowhere.
+        size = max((number + 1 for number, is_end in enumerate(closes) if is_end), default=0)
+        if size:
+            tokens.append(kept[:size])
+            ends.append(closes[:size])
     return tokens, ends

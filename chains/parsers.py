@@ -25,12 +25,12 @@ class ScoreParser(BaseOutputParser[Detection]):
     def parse(self, text: str) -> Detection:
         try:
             scores = {str(word): float(score) for word, score in json.loads(text).items()}
+            top = max(scores.values())
         except (ValueError, AttributeError, TypeError) as error:
             raise OutputParserException(
                 ValueError(f"Cannot read {text!r} as label scores."), llm_output=text
             ) from error
         names = {word: self.task.name_of(word) or UNKNOWN for word in scores}
-        top = max(scores.values(), default=0.0)
         weights = {name: 0.0 for name in [*self.task.labels, UNKNOWN]}
         for word, score in scores.items():
             weights[names[word]] += math.exp(score - top)

@@ -9,8 +9,9 @@ import json
 import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
+from langchain_core.outputs import LLMResult
 from langchain_huggingface import HuggingFacePipeline
 from transformers import BloomForCausalLM, PreTrainedTokenizerBase, TextGenerationPipeline
 
@@ -104,8 +105,8 @@ class BloomPipeline(TextGenerationPipeline):  # type: ignore[misc]
         replies = [""] * len(prompts)
         for prefix, places, rows, texts in self._batches(prompts, query):
             graphs = [reply_graph(text, markup)[0] for text in texts]
-            room = 2 * max(len(row) for row in rows) + 32
-            for place, ids in zip(places, self.decoder.write_replies(prefix, rows, graphs, room), strict=True):
+            rooms = [2 * len(row) + 32 for row in rows]
+            for place, ids in zip(places, self.decoder.write_replies(prefix, rows, graphs, rooms), strict=True):
                 replies[place] = self.tokenizer.decode(ids, skip_special_tokens=True)
         return replies
 
@@ -153,6 +154,16 @@ class BloomLLM(HuggingFacePipeline):
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
         return {**super()._identifying_params, "revision": self.revision}
+
+    def generate(self, prompts: list[str], *args: Any, **options: Any) -> LLMResult:
+        return super(BloomLLM, self._keyed(options)).generate(prompts, *args, **options)
+
+    async def agenerate(self, prompts: list[str], *args: Any, **options: Any) -> LLMResult:
+        return await super(BloomLLM, self._keyed(options)).agenerate(prompts, *args, **options)
+
+    def _keyed(self, options: dict[str, Any]) -> Self:
+        """A copy with the bound options as its own: LangChain leaves bound ones out of its cache key."""
+        return self.model_copy(update={"pipeline_kwargs": options.get("pipeline_kwargs")})
 
 
 def make_llm(model: BloomForCausalLM, tokenizer: PreTrainedTokenizerBase, name: str, revision: str) -> BloomLLM:

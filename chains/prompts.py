@@ -69,6 +69,9 @@ class Task(Strict):
         words = [*self.labels.values(), *filter(None, [self.out_of_scope, self.empty])]
         if repeated := {word for word in words if words.count(word) > 1}:
             raise ValueError(f"labels: every word may stand for one label only, found {sorted(repeated)} twice")
+        begun = [(a, b) for a in words for b in words if a != b and b.startswith(a)]
+        if self.kind == "language" and begun:
+            raise ValueError(f"labels: no word may be the beginning of another, as {begun[0][0]!r} of {begun[0][1]!r}")
         if self.kind == "language" and self.threshold is None:
             raise ValueError("threshold: a task of kind 'language' needs one, from 0 to 1")
         if self.kind == "entities" and self.empty is None:

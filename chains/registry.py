@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chains.errors import ModelError
+from chains.prompts import to_prompt_text
 
 if TYPE_CHECKING:
     from chains.pipeline import BloomLLM
@@ -77,9 +78,9 @@ class Model:
         return f"{self.name} · {self.llm.revision[:8]}"
 
     def count_tokens(self, text: str) -> int:
-        """The number of tokens that the model's tokenizer cuts ``text`` into."""
+        """The number of tokens that the model's tokenizer cuts ``text`` into, as it stands in a prompt."""
         with self.llm.pipeline.lock:
-            return len(self.llm.pipeline.tokenizer(text, add_special_tokens=False)["input_ids"])
+            return len(self.llm.pipeline.tokenizer(to_prompt_text(text), add_special_tokens=False)["input_ids"])
 
     @cached_property
     def plain_llm(self) -> object:
@@ -104,8 +105,7 @@ def find_model(name: str) -> ModelInfo:
     for info in MODELS.values():
         if name == info.source:
             return info
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and (folder := Path(os.path.expanduser(name))) and os.path.isdir(folder):
         weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         return ModelInfo(str(folder), str(folder), None, weights // 2, "as the folder says")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
@@ -157,8 +157,14 @@ def load(name: str) -> Model:
         if config.model_type != "bloom":
             raise ModelError(f"{info.name} is a {config.model_type!r} model. Only BLOOM checkpoints can be used.")
         tokenizer = AutoTokenizer.from_pretrained(info.source, trust_remote_code=False, **options)
-        model = BloomForCausalLM.from_pretrained(info.source, dtype=_dtype(device), use_safetensors=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+        model, found = BloomForCausalLM.from_pretrained(
+            info.source, dtype=_dtype(device), use_safetensors=True, output_loading_info=True, **options
+        )
+        if found["missing_keys"]:  # transformers would go on with random numbers
+            raise ValueError(f"its weights lack {min(found['missing_keys'])!r}.")
+    except ModelError:
+        raise
+    except Exception as error:  # what a broken checkpoint raises has no common family
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"{info.name} could not be loaded from {info.source!r}: {reason} "
@@ -167,6 +173,8 @@ def load(name: str) -> Model:
     if tokenizer.pad_token_id is None:
         raise ModelError(f"The tokenizer of {info.name} has no padding token. Use a BLOOM checkpoint's own tokenizer.")
     tokenizer.padding_side = "left"
+    # A text that completes a special token, as "s" does in "<s>(", is cut as plain text.
+    tokenizer.split_special_tokens = True
     model.eval().to(device)
     revision = getattr(config, "_commit_hash", None) or fingerprint(Path(info.source))
     return Model(info, make_llm(model, tokenizer, info.name, revision))

@@ -69,7 +69,10 @@ def find_occurrences(text: str, surface: str) -> list[tuple[int, int]]:
     if not found:
         composed, offsets = _compose(text)
         found = [
-            (offsets[start], offsets[end]) for start, end in _search(composed, unicodedata.normalize("NFC", surface))
+            (offsets[start], offsets[end])
+            for start, end in _search(composed, unicodedata.normalize("NFC", surface))
+            # A character of the source may be several in form C: no edge inside one.
+            if offsets[end - 1] < offsets[end] and offsets[start] not in offsets[:start]
         ]
     whole = [(start, end) for start, end in found if _is_whole(text, start, end)]
     return whole or found[:1]
@@ -90,10 +93,13 @@ def _compose(text: str) -> tuple[str, list[int]]:
     offsets: list[int] = []
     start = 0
     while start < len(text):
-        end = start + 1
-        while end < len(text) and unicodedata.combining(text[end]):
+        end, piece = start + 1, unicodedata.normalize("NFC", text[start])
+        # A mark goes with what it follows, and so does a Hangul letter that completes a syllable.
+        while end < len(text) and (
+            unicodedata.combining(text[end]) or len(unicodedata.normalize("NFC", piece + text[end])) <= len(piece)
+        ):
+            piece = unicodedata.normalize("NFC", piece + text[end])
             end += 1
-        piece = unicodedata.normalize("NFC", text[start:end])
         composed.append(piece)
         offsets += [start] * len(piece)
         start = end

@@ -45,7 +45,7 @@ def _cut(text: str, start: int, end: int, where: re.Pattern[str]) -> list[tuple[
     pieces = []
     for match in where.finditer(text, start, end):
         # Closing quotes and brackets belong to the sentence; only the white space after them separates.
-        stop = match.end() - len(match.group()) + len(match.group().rstrip())
+        stop = start + len(text[start : match.end()].rstrip())
         if stop > start:
             pieces.append((start, stop))
         start = match.end()

@@ -1,7 +1,9 @@
 """A table of texts → a job with progress, results as they come and downloads; below, the list of all jobs."""
 
-from datetime import datetime
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
@@ -10,11 +12,13 @@ import ui
 from chains import ChainError
 from chains.batch import JobStatus
 from chains.registry import MODELS
-from chains.tables import DELIMITERS, Table, guess_text_column, read_table, to_csv, to_jsonl
+from chains.tables import Table, guess_text_column, read_table, to_csv, to_jsonl
+from plots import TYPES
 
 SAMPLE = Path(__file__).with_name("sample.csv")
+NEWEST = 5  # jobs that are listed at once
 ENCODINGS = ["utf-8", "cp1252", "latin-1", "iso-8859-15", "utf-16", "mac-roman"]
-DELIMITER_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar", "": "nothing (one column)"}
+DELIMITER_NAMES = {",": "Comma", ";": "Semicolon", "\t": "Tab", "|": "Vertical bar", "": "Nothing: one column"}
 # What bloomz-560m took for a short text on two cores, per parameter; only for a model that no job has measured yet.
 SECONDS_PER_PARAMETER = 2e-10
 
@@ -32,11 +36,22 @@ def keep_upload() -> None:
     st.session_state.pop("table", None)
 
 
-def submit(name: str, table: Table, column: str) -> None:
+def attempt(action: Callable[..., Any], *args: Any) -> Any:
+    """What ``action`` gives; what goes wrong in it is shown at the top of the page."""
     try:
-        open_job(ui.get_jobs().submit(name, table, column, ui.picked_name(), ui.picked_shots()))
+        return action(*args)
     except ChainError as error:
         st.session_state.problem = error
+
+
+def submit(name: str, table: Table, column: str) -> None:
+    open_job(attempt(ui.get_jobs().submit, name, table, column, ui.picked_name(), ui.picked_shots()))
+
+
+def delete_job(job_id: str) -> None:
+    attempt(ui.get_jobs().delete, job_id)
+    if st.session_state.get("job") == job_id:
+        open_job(None)
 
 
 def read_file(file_id: str, name: str, content: bytes, encoding: str | None, delimiter: str | None) -> Table:
@@ -48,13 +63,13 @@ def read_file(file_id: str, name: str, content: bytes, encoding: str | None, del
     return st.session_state.table[1]
 
 
-def estimate_seconds(rows: int) -> float | None:
+def estimate_seconds(rows: int) -> int | None:
     """How long the picked model needs: by the last job it ran, else by its size; ``None`` if that is unknown."""
     name = ui.picked_name()
     measured = next((job.rows_per_second for job in ui.get_jobs().list() if job.model == name and job.done), 0.0)
     if measured:
-        return rows / measured
-    return rows * MODELS[name].parameters * SECONDS_PER_PARAMETER if name in MODELS else None
+        return math.ceil(rows / measured)
+    return math.ceil(rows * MODELS[name].parameters * SECONDS_PER_PARAMETER) if name in MODELS else None
 
 
 def show_upload() -> None:
@@ -67,109 +82,128 @@ def show_upload() -> None:
         return
     file_id, name, content = file
     left, right = st.columns(2)
-    encoding = left.selectbox("Encoding", [None, *ENCODINGS], format_func=lambda e: e or "Detect", key=f"e {file_id}")
-    delimiters = [None, *DELIMITERS, ""]
-    name_delimiter = lambda d: "Detect" if d is None else DELIMITER_NAMES[d].capitalize()  # noqa: E731
-    delimiter = right.selectbox("Columns separated by", delimiters, format_func=name_delimiter, key=f"d {file_id}")
+    encoding = left.selectbox(
+        "Encoding", [None, *ENCODINGS], format_func=lambda name: name or "Detect", key=f"encoding {file_id}"
+    )
+    delimiter = right.selectbox(
+        "Columns separated by",
+        [None, *DELIMITER_NAMES],
+        format_func=lambda character: DELIMITER_NAMES.get(character, "Detect"),
+        key=f"delimiter {file_id}",
+    )
     try:
         table = read_file(file_id, name, content, encoding, delimiter)
     except ChainError as error:
         ui.show_error(error)
         return
-    read_as = f"read as {table.encoding}, separated by {DELIMITER_NAMES.get(table.delimiter, repr(table.delimiter))}"
-    st.caption(f"{ui.escape_markdown(name)}: {read_as}. The first rows:")
+    read_as = f"{table.encoding}, separated by {DELIMITER_NAMES[table.delimiter].lower()}"
+    st.caption(f"{ui.escape_markdown(name)} was read as {read_as}. Its first rows:")
     st.dataframe(table.frame.head(), hide_index=True)
     guess = table.columns.index(guess_text_column(table))
-    column = st.selectbox("Column with the texts", table.columns, index=guess, key=f"column {file_id} {encoding} {delimiter}")
-    rows = len(table.frame)
-    words = f"**{rows:,} {'row' if rows == 1 else 'rows'}**, about {ui.format_seconds(estimate_seconds(rows))}"
-    st.markdown(f"{words} with {ui.escape_markdown(ui.picked_name())}")
+    column = st.selectbox(
+        "Column with the texts", table.columns, index=guess, key=f"column {file_id} {encoding} {delimiter}"
+    )
+    about = ui.format_seconds(estimate_seconds(len(table.frame)))
+    st.markdown(f"**{ui.count_rows(len(table.frame))}**, about {about} with {ui.escape_markdown(ui.picked_name())}")
     st.button("Start", key="start", type="primary", on_click=submit, args=(name, table, column))
 
 
-def show_progress(job_id: str, was_live: bool) -> None:
-    job = ui.get_jobs().status(job_id)
-    if was_live and not job.is_live:
-        st.rerun()  # the whole page, which then stops asking
-    texts = {
-        "waiting": "Waiting for its turn",
+def show_progress(job: JobStatus) -> None:
+    words = {
+        "waiting": "waiting for its turn",
         "running": f"{job.rows_per_second:,.1f} rows per second · {ui.format_seconds(job.seconds_left)} left",
-        "done": f"Done in {ui.format_seconds(job.seconds)}",
-        "stopped": "Stopped",
-        "failed": "Failed",
-    }
-    words = texts[job.state] if job.done or job.state != "running" else f"Loading {ui.escape_markdown(job.model)}…"
-    st.progress(job.done / job.total, f"{job.done:,} of {job.total:,} rows · {words}")
+        "done": f"done in {ui.format_seconds(job.seconds)}",
+    }.get(job.state, job.state)
+    if job.state == "running" and not job.done:
+        words = f"loading {ui.escape_markdown(job.model)}…"
+    st.progress(job.done / job.total, f"{job.done:,} of {ui.count_rows(job.total)} · {words}")
     if job.failed:
-        st.warning(f"{job.failed:,} of {job.total:,} rows could not be read. Their column “error” says why.")
+        st.warning(f"{job.failed:,} of {ui.count_rows(job.done)} could not be read; the column “error” says why.")
     if job.error:
         st.error(ui.escape_markdown(job.error))
     if job.is_live:
-        st.button("Stop", key="stop", on_click=ui.get_jobs().stop, args=(job_id,), icon=":material/stop:")
+        st.button("Stop", key="stop", on_click=attempt, args=(ui.get_jobs().stop, job.id), icon=":material/stop:")
     elif job.state != "done":
-        st.button("Resume", key="resume", on_click=ui.get_jobs().resume, args=(job_id,), icon=":material/play_arrow:")
+        st.button(
+            "Resume", key="resume", on_click=attempt, args=(ui.get_jobs().resume, job.id), icon=":material/play_arrow:"
+        )
 
 
-def show_results(job_id: str) -> None:
-    job = ui.get_jobs().status(job_id)
-    if not job.done:
-        return
+def show_results(job: JobStatus) -> None:
     frame = ui.get_results(job)
     languages = plots.count_languages(plots.read_results(frame))["language"]
-    first, second, third, fourth = st.columns(4, vertical_alignment="bottom")
+    first, second, third = st.columns(3)
     rows = plots.filter_rows(
         frame,
-        languages=first.multiselect("Languages", languages, format_func=plots.language_label, key=f"languages {job_id}"),
-        types=second.multiselect("Names a", plots.TYPES, format_func=ui.type_label, key=f"types {job_id}"),
-        search=third.text_input("Text contains", key=f"search {job_id}"),
+        languages=first.multiselect(
+            "Languages", languages, format_func=plots.label_language, key=f"languages {job.id}", placeholder="All"
+        ),
+        types=second.multiselect(
+            "Rows that name",
+            TYPES,
+            format_func=lambda name: TYPES[name].many,
+            key=f"types {job.id}",
+            placeholder="Anything",
+        ),
+        search=third.text_input("Text contains", key=f"search {job.id}"),
         column=job.text_column,
-        only_errors=fourth.toggle("Only rows with an error", key=f"errors {job_id}"),
+        only_errors=bool(job.failed) and st.toggle("Only rows with an error", key=f"errors {job.id}"),
     )
     ui.show_rows(rows, job.text_column)
-    name = Path(job.name).stem
     with st.container(horizontal=True):
         for kind, write, mime in (("csv", to_csv, "text/csv"), ("jsonl", to_jsonl, "application/jsonl")):
             st.download_button(
-                f"Download {kind.upper()} ({len(rows):,} {'row' if len(rows) == 1 else 'rows'})",
+                f"{kind.upper()}, {ui.count_rows(len(rows))}",
                 lambda write=write: write(rows),
-                f"{name}-results.{kind}",
+                f"{Path(job.name).stem}-results.{kind}",
                 mime,
                 key=f"download {kind}",
                 on_click="ignore",
+                icon=":material/download:",
             )
+
+
+def show_live(job_id: str, was_live: bool) -> None:
+    """Everything about a job that changes while it runs; only reads."""
+    try:
+        job = ui.get_jobs().status(job_id)
+        show_progress(job)
+        if job.done:
+            show_results(job)
+    except ChainError as error:
+        ui.show_error(error)
+        return
+    if job.is_live != was_live:
+        st.rerun()  # the whole page, which then stops or begins to ask every second
 
 
 def show_job(job: JobStatus) -> None:
     shots = "" if job.shots is None else f" · {job.shots} shots"
     st.subheader(ui.escape_markdown(job.name))
-    st.caption(f"{ui.escape_markdown(job.version or job.model)}{shots} · column “{ui.escape_markdown(job.text_column)}”")
+    st.caption(ui.escape_markdown(f"{job.version or job.model}{shots} · texts in column “{job.text_column}”"))
     with st.container(horizontal=True):
         st.button("New file", key="new", on_click=open_job, args=(None,), icon=":material/add:")
         if job.done and st.button("Charts", key="to_charts", icon=":material/bar_chart:"):
             st.switch_page("pages/charts.py")
-    st.fragment(show_progress, run_every=1 if job.is_live else None)(job.id, job.is_live)
-    st.fragment(show_results, run_every=3 if job.is_live else None)(job.id)
-
-
-def delete_job(job_id: str) -> None:
-    ui.get_jobs().delete(job_id)
-    if st.session_state.get("job") == job_id:
-        open_job(None)
+    st.fragment(show_live, run_every=1 if job.is_live else None)(job.id, job.is_live)
 
 
 def show_jobs(jobs: list[JobStatus]) -> None:
     st.subheader("All jobs")
-    for job in jobs:
-        with st.container(horizontal=True, vertical_alignment="center", border=True):
-            when = datetime.fromisoformat(job.created).astimezone().strftime("%d %b %Y, %H:%M")
-            rows = f"{job.total:,} rows" if job.done == job.total else f"{job.done:,} of {job.total:,} rows"
-            st.markdown(f"**{ui.escape_markdown(job.name)}** · {when} · {rows} · {job.state}")
+    older = st.expander(f"{len(jobs) - NEWEST:,} older") if len(jobs) > NEWEST else None
+    for number, job in enumerate(jobs):
+        place = st if number < NEWEST or older is None else older
+        with place.container(horizontal=True, vertical_alignment="center", border=True):
+            rows = ui.count_rows(job.total) if job.done == job.total else f"{job.done:,} of {ui.count_rows(job.total)}"
+            name = ui.escape_markdown(job.name)
+            st.markdown(f"**{name}** · {ui.format_time(job.created)} · {rows} · {job.state}", width="stretch")
             st.button("Open", key=f"open {job.id}", on_click=open_job, args=(job.id,))
             with st.popover("Delete"):
                 st.write("The job and its results go for good.")
                 st.button("Delete for good", key=f"delete {job.id}", on_click=delete_job, args=(job.id,))
 
 
+ui.require_entrypoint()
 st.title("Many texts at once")
 if problem := st.session_state.pop("problem", None):
     ui.show_error(problem)

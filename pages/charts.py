@@ -2,29 +2,100 @@
 
 from collections.abc import Callable
 
-import altair as alt
-import pandas as pd
 import streamlit as st
 
 import plots
 import ui
+from chains import ChainError
+from chains.batch import JobStatus
 from chains.tables import to_csv
 from plots import TYPES
 
 
-def show_chart(question: str, counts: pd.DataFrame, draw: Callable[[pd.DataFrame], alt.LayerChart], key: str) -> list[dict]:
-    """One question and its chart; the values of the bars that the user picked in it."""
+def show_chart(counts: plots.Counts, draw: Callable[[plots.Counts], plots.Chart], key: str) -> list[dict[str, str]]:
+    """The chart and its numbers as CSV; returns what the user picked in it."""
     if counts.empty:
-        st.caption("Nothing here matches the filters.")
+        st.caption("There are none in these rows.")
         return []
     event = st.altair_chart(draw(counts), key=key, on_select="rerun")
-    st.download_button("CSV", to_csv(counts), f"{key}.csv", "text/csv", key=f"csv {key}", on_click="ignore", type="tertiary")
+    st.download_button(
+        "CSV", to_csv(counts), f"{key}.csv", "text/csv", key=f"csv {key}", on_click="ignore", icon=":material/download:"
+    )
     return list(event.selection.get("picked", []))
 
 
+def show_charts(job: JobStatus) -> None:
+    frame, mentions = ui.get_results(job), ui.get_mentions(job)
+    first, second = st.columns(2)
+    languages = first.multiselect(
+        "Languages",
+        plots.count_languages(plots.read_results(frame))["language"],
+        format_func=plots.label_language,
+        key="chart_languages",
+        placeholder="All",
+        persist_state="session",
+    )
+    types = second.multiselect(
+        "Kinds of names",
+        TYPES,
+        format_func=lambda name: TYPES[name].many,
+        key="chart_types",
+        placeholder="All",
+        persist_state="session",
+    )
+    frame = plots.filter_rows(frame, languages=languages, types=types)
+    mentions = mentions[mentions["row"].isin(frame.index) & mentions["type"].isin(types or list(TYPES))]
+
+    left, right = st.columns(2)
+    with left.container(border=True):
+        st.subheader("What kinds of names are there?")
+        picked = show_chart(plots.count_types(mentions, types or TYPES), plots.draw_types, "types")
+    with right.container(border=True):
+        st.subheader("Which languages are here?")
+        picked += show_chart(plots.count_languages(plots.read_results(frame)), plots.draw_languages, "languages")
+    with left.container(border=True):
+        st.subheader("Which names in which language?")
+        picked += show_chart(plots.count_types_by_language(mentions), plots.draw_types_by_language, "names_by_language")
+    with right.container(border=True):
+        st.subheader("Who is named most?")
+        options = types or list(TYPES)
+        type_ = st.radio("Kind", options, format_func=lambda name: TYPES[name].many, key="top_type", horizontal=True)
+        search = st.text_input("Name contains", key="top_search", persist_state="session")
+        picked += show_chart(plots.count_names(mentions, type_, search=search), plots.draw_names, "names")
+
+    rows = plots.pick_rows(frame, mentions, picked)
+    words = ", ".join(describe(item) for item in picked) or "Click a bar to see only its rows."
+    st.subheader(f"Rows: {len(rows):,}")
+    st.caption(ui.escape_markdown(words))
+    ui.show_rows(rows, job.text_column)
+
+
+def describe(item: dict[str, str]) -> str:
+    """A picked bar in words."""
+    kind = TYPES[item["type"]].many if "type" in item else ""
+    language = plots.label_language(item["language"]) if "language" in item else ""
+    return " · ".join(filter(None, [item.get("name"), kind, language]))
+
+
+ui.require_entrypoint()
 st.title("Charts")
 jobs = {job.id: job for job in ui.get_jobs().list() if job.done}
 if not jobs:
-    st.info("Charts are drawn from a batch of texts, and there is none yet. Run one first, with a file or sample data.")
+    st.info("Charts are drawn from a batch of texts, and there is none yet. Run one with a file or with sample data.")
     if st.button("Go to Batch", key="to_batch", type="primary"):
         st.switch_page("pages/batch.py")
+else:
+    ids = list(jobs)
+    last = st.session_state.get("job")
+    job_id = st.selectbox(
+        "Job",
+        ids,
+        index=ids.index(last) if last in ids else 0,
+        format_func=lambda id_: (
+            f"{jobs[id_].name} · {ui.count_rows(jobs[id_].done)} · {ui.format_time(jobs[id_].created)}"
+        ),
+    )
+    try:
+        show_charts(jobs[job_id])
+    except ChainError as error:
+        ui.show_error(error)

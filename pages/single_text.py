@@ -9,10 +9,11 @@ import streamlit as st
 import plots
 import ui
 from chains import Analysis, ChainError, Detection, Recognition, analysis
+from chains.schema import UNKNOWN
 from plots import TYPES
 
 EXAMPLES = {
-    "French": "Mardi, Camille Roussel a quitté Lyon pour ouvrir le bureau d'Airbus à Hambourg, où l'attendait Karim Benali.",
+    "French": "Camille Roussel a quitté Lyon pour ouvrir le bureau d'Airbus à Hambourg, où l'attendait Karim Benali.",
     "Spanish": "Lucía Ferrer presentó en Valencia el acuerdo entre Iberdrola y la Universidad de Salamanca.",
     "English": "After eleven years at Nokia, Priya Raman left Helsinki for Leeds and now advises the World Bank.",
     "German": "Im Herbst zog Annika Vogel von Dresden nach Oslo, weil Siemens dort ein neues Labor plante.",
@@ -21,8 +22,8 @@ EXAMPLES = {
         "Philharmonic, shared his compartment with a botanist from Kew Gardens and a boy who wanted to see Venice.\n\n"
         "«Yo solo quería llegar a Trieste», contó después Marina Quiroga, de la Universidad de Buenos Aires. En la "
         "estación la esperaba su colega Andrés Villalba con dos bicicletas y un mapa de Eslovenia.\n\n"
-        "À Ljubljana, la mairie avait prêté une salle à Médecins Sans Frontières. Hélène Aubry y parla d'un hiver passé "
-        "à Tombouctou, puis Tomasz Zielinski joua un air que personne ne connaissait."
+        "À Ljubljana, la mairie avait prêté une salle à Médecins Sans Frontières. Hélène Aubry y parla d'un hiver "
+        "passé à Tombouctou, puis Tomasz Zielinski joua un air que personne ne connaissait."
     ),
 }
 
@@ -54,26 +55,24 @@ def answer(text: str) -> Answer:
 
 def show_language(detection: Detection) -> None:
     left, right = st.columns([1, 2], gap="medium", vertical_alignment="center")
-    name = plots.language_label(detection.language)
-    if detection.language == "unknown":
-        left.metric("Language", f"{name} (unknown)")
-        left.caption("None of English, Spanish and French is likely enough, or it is another language.")
-    else:
-        left.metric("Language", name)
-        left.caption(f"{detection.probability:.1%} probable" if detection.probability is not None else "")
+    label = plots.label_language(detection.language)
+    sure = f"{detection.probability:.1%} probable" if detection.probability is not None else None
+    if detection.language == UNKNOWN:
+        label, sure = f"{label} (unknown)", "Another language, or too little to tell"
+    left.metric("Language", label, sure, delta_color="off", delta_arrow="off")
     if detection.probabilities:
-        with right:
-            st.altair_chart(plots.draw_probabilities(detection.probabilities, detection.threshold), key="probabilities")
-            if detection.threshold is not None:
-                st.caption(f"Dashed line: below {detection.threshold:.0%} no language is named.")
+        right.altair_chart(plots.draw_probabilities(detection.probabilities, detection.threshold), key="probabilities")
+        if detection.threshold is not None:
+            right.caption(f"Dashed line: below {detection.threshold:.0%} no language is named.")
 
 
 def show_entities(text: str, recognition: Recognition) -> None:
     with st.container(border=True):
         st.html(ui.entity_html(text, recognition.entities))
     counts = recognition.counts()
-    for column, (name, style) in zip(st.columns(len(TYPES)), TYPES.items(), strict=True):
-        column.metric(f"{style.many} ({style.tag})", counts.get(name, 0))
+    with st.container(horizontal=True, gap="medium"):
+        for name, style in TYPES.items():
+            st.metric(f"{style.many} ({style.tag})", counts.get(name, 0), width="content")
     if not recognition.entities:
         st.caption("The model named no locations, people or organizations in this text.")
     else:
@@ -82,7 +81,7 @@ def show_entities(text: str, recognition: Recognition) -> None:
             {"Entity": name, "Type": TYPES[type_].one, "Times": times, "First position": first[name, type_] + 1}
             for (name, type_), times in recognition.distinct().items()
         ]
-        st.dataframe(rows, hide_index=True)
+        st.dataframe(rows, hide_index=True, height="content" if len(rows) <= 20 else "auto")
     if recognition.ungrounded:
         names = ", ".join(f"{mention.text} ({TYPES[mention.type].one.lower()})" for mention in recognition.ungrounded)
         st.info(f"The model also named what does not stand in the text; it is not counted: {ui.escape_markdown(names)}")
@@ -120,6 +119,7 @@ def show_working(shown: Answer) -> None:
         )
 
 
+ui.require_entrypoint()
 st.title("Which language is it, and who is named?")
 with st.container(horizontal=True):
     for example in EXAMPLES:

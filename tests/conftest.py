@@ -1,6 +1,5 @@
 """Shared fixtures: a tiny random BLOOM where the model's answers do not matter, a scripted one where they do."""
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +19,8 @@ from training.tokenizer import train_tokenizer
 # The machine may be busy: an example that takes long is no failure.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
+# More threads only wait for each other over matrices as small as these.
+torch.set_num_threads(1)
 
 SENTENCES = [
     "Nadia Okafor left Siemens for Porto in 1998.",
@@ -73,7 +74,7 @@ class ScriptedLLM(LLM):
     history: list[str] = []
     revision: str = "scripted"
     # What the plain way asks of a pipeline.
-    pipeline: Any = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0, eos_token_id=1), lock=threading.Lock())
+    pipeline: Any = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0, eos_token_id=1))
 
     @property
     def _llm_type(self) -> str:

@@ -14,9 +14,10 @@ from chains.spans import align
 TASK = load_task("entities")
 FAMILY = "👩\u200d👩\u200d👧"
 PIECES = [
-    "Nadia", "Okafor", "Porto", "Siemens", "l’Iran", "Élise", "Zürich", "naïve", "café", "cafe\u0301", "1998", "A17", "x" * 90,
-    "😀", "👍🏽", FAMILY, "🇫🇷", "❤\ufe0f", "東京都に", "漢" * 14, "مصر", "हिन्दी", "\u0301", "(", ")", "(person)", "<Rex>(dog)", "none",
-    "\n", "\u00a0", "-", "'", ".", "<|end|>", "|end|", "\ufffd", "ﬁ", "ß",
+    "Nadia", "Okafor", "Porto", "Siemens", "l’Iran", "Élise", "Zürich", "naïve", "café", "cafe\u0301",
+    "1998", "A17", "x" * 90, "😀", "👍🏽", FAMILY, "🇫🇷", "❤\ufe0f", "東京都に", "漢" * 14, "مصر", "हिन्दी",
+    "\u0301", "(", ")", "(person)", "<Rex>(dog)", "none", "\n", "\u00a0", "-", "'", ".", "<|end|>", "|end|",
+    "\ufffd", "ﬁ", "ß",
 ]  # fmt: skip
 texts = st.lists(
     st.one_of(st.sampled_from(PIECES), st.sampled_from([" "]), st.text(max_size=4)), min_size=1, max_size=9
@@ -96,7 +97,12 @@ def can_spell(text, name, markup):
             return True
         for token, following in node.next.items():
             piece = bytes(BYTES[char] for char in markup.tokenizer.convert_ids_to_tokens(token) if char in BYTES)
-            if piece and type(following).__name__ == "NameNode" and rest.startswith(piece) and spell(following, rest[len(piece) :]):
+            if (
+                piece
+                and type(following).__name__ == "NameNode"
+                and rest.startswith(piece)
+                and spell(following, rest[len(piece) :])
+            ):
                 return True
         return False
 

@@ -52,7 +52,9 @@ def test_probabilities_sum_to_one_whatever_the_scores(values):
     assert detection.probability == detection.probabilities[detection.language]
 
 
-@pytest.mark.parametrize("reply", ["", "english", "[]", "null", "{}", '{"english": "high"}', '{"english": null}', '{"english'])
+@pytest.mark.parametrize(
+    "reply", ["", "english", "[]", "null", "{}", '{"english": "high"}', '{"english": null}', '{"english']
+)
 def test_a_reply_that_is_no_scores_is_an_error_that_keeps_it(reply):
     with pytest.raises(OutputParserException) as caught:
         ScoreParser(task=LANGUAGE).parse(reply)
@@ -104,7 +106,18 @@ def test_an_entity_reply_is_read_as_its_mentions_in_order(reply, mentions):
 
 @pytest.mark.parametrize(
     "reply",
-    ["", "\n\n", "nothing", "None", "Marie Curie (person)", "<Rex>(dog)", "<A>(person) <Rex>(dog)", "<>(person)", "< >(person)", "<A>()"],
+    [
+        "",
+        "\n\n",
+        "nothing",
+        "None",
+        "Marie Curie (person)",
+        "<Rex>(dog)",
+        "<A>(person) <Rex>(dog)",
+        "<>(person)",
+        "< >(person)",
+        "<A>()",
+    ],
 )
 def test_an_entity_reply_that_cannot_be_read_is_an_error_and_not_an_empty_list(reply):
     with pytest.raises(OutputParserException) as caught:

@@ -26,8 +26,8 @@ def fields(kind="language"):
     return yaml.safe_load((TASKS_FOLDER / f"{kind}.yaml").read_text(encoding="utf-8"))
 
 
-def load_changed(folder, kind, **changes):
-    values = {**fields(kind), **changes}
+def load_changed(folder, shipped, **changes):
+    values = {**fields(shipped), **changes}
     file = folder / "task.yaml"
     file.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not ...}), encoding="utf-8")
     return load_task(file)
@@ -48,10 +48,18 @@ MARIE = shot("Marie saw Acme in Lyon.", "<Marie>(person) <Acme>(organization) <L
         ("language", {"labels": ...}, ["labels", "required"]),
         ("language", {"labels": {}}, ["labels", "at least 1"]),
         ("language", {"labels": {"english": ""}}, ["labels.english"]),
-        ("language", {"labels": {"english": "english", "spanish": "english", "french": "française"}}, ["labels", "twice"]),
+        (
+            "language",
+            {"labels": {"english": "english", "spanish": "english", "french": "française"}},
+            ["labels", "twice"],
+        ),
         ("language", {"out_of_scope": "english"}, ["labels", "english", "twice"]),
         ("language", {"labels": {**fields()["labels"], "german": "deutsch"}}, ["shots", "no shot shows", "deutsch"]),
-        ("language", {"labels": {**fields()["labels"], "german": "english!"}}, ["labels", "english!", "begin"]),
+        (
+            "language",
+            {"labels": {"english": "english", "old": "englisc", "all": "en"}},
+            ["labels", "'en'", "beginning"],
+        ),
         ("language", {"version": 0}, ["version"]),
         ("language", {"version": "one"}, ["version"]),
         ("language", {"kind": "poetry"}, ["kind"]),
@@ -66,8 +74,16 @@ MARIE = shot("Marie saw Acme in Lyon.", "<Marie>(person) <Acme>(organization) <L
         ("language", {"query": "[{text}]("}, ["query", "beginning of 'shot'"]),
         ("language", {"shot": "{text} = {reply}", "query": "{text} = "}, ["query", "without a last space"]),
         ("language", {"shots": [*fields()["shots"][:3], fields()["shots"][0]]}, ["shots", "shot 4 repeats", "ferry"]),
-        ("language", {"shots": [*fields()["shots"][:3], shot("Hallo.", "deutsch")]}, ["shot 4", "'deutsch'", "english"]),
-        ("language", {"shots": [shot(str(number), "english") for number in range(MAX_SHOTS + 1)]}, ["shots", "at most"]),
+        (
+            "language",
+            {"shots": [*fields()["shots"][:3], shot("Hallo.", "deutsch")]},
+            ["shot 4", "'deutsch'", "english"],
+        ),
+        (
+            "language",
+            {"shots": [shot(str(number), "english") for number in range(MAX_SHOTS + 1)]},
+            ["shots", "at most"],
+        ),
         ("language", {"shots": [{"text": "Hello."}]}, ["shots.0.reply", "required"]),
         ("language", {"shots": [{**shot("Hello.", "english"), "note": "x"}]}, ["shots.0.note"]),
         ("entities", {"empty": None}, ["empty"]),

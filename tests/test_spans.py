@@ -1,7 +1,7 @@
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chains.schema import Entity, Mention
@@ -9,9 +9,9 @@ from chains.spans import align, list_mentions
 
 FAMILY = "👩\u200d👩\u200d👧"
 PIECES = [
-    "Paris", "New", "York", "New York", "a", "b", " ", " ", ".", "l'", "é", "e\u0301", "e", "\u0301", "\u0958", "\u1eb9",
-    "e\u0323\u0306", "\u1112\u1161\u11ab", "\ud55c", "東京", "都", "👩", "\u200d", "👧", "👍", "🏽", "\ufe0f", "❤", "ß", "İ",
-    "مصر", "\u200f", "_", "7", "\u0915", "\u093c", "x\u0327\u0301",
+    "Paris", "New", "York", "New York", "a", "b", " ", " ", ".", "l'", "é", "e\u0301", "e",
+    "\u0301", "\u0958", "\u1eb9", "e\u0323\u0306", "\u1112\u1161\u11ab", "\ud55c", "東京", "都", "👩",
+    "\u200d", "👧", "👍", "🏽", "\ufe0f", "❤", "ß", "İ", "مصر", "\u200f", "_", "7", "\u0915", "\u093c", "x\u0327\u0301",
 ]  # fmt: skip
 texts = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 surfaces = st.lists(st.sampled_from(PIECES), min_size=1, max_size=3).map("".join)
@@ -136,8 +136,26 @@ def _in_nfc(text, surface):
 def _cuts_character(text, a, b):
     parts = (text[:a], text[a:b], text[b:])
     return "".join(unicodedata.normalize("NFC", part) for part in parts) != unicodedata.normalize("NFC", text) or (
-        any(place < len(text) and unicodedata.combining(text[place]) for place in (a, b))
+        any(0 < place < len(text) and unicodedata.combining(text[place]) for place in (a, b))
     )
+
+
+# The same few characters, each written in several ways.
+variants = st.lists(
+    st.sampled_from(["é", "e\u0301", "e", "\u0301", "\u0958", "\u0915", "\u093c", "\u1eb9", "e\u0323\u0306", "\u0306"]),
+    min_size=1,
+    max_size=5,
+).map("".join)
+
+
+@settings(max_examples=400)
+@given(text=variants, surface=variants)
+def test_characters_written_in_several_ways_are_found_whole_or_not_at_all(text, surface):
+    entities, ungrounded = align(text, mentions((surface, "P")))
+    for entity in entities:
+        assert entity.start < entity.end and text[entity.start : entity.end] == entity.text
+        assert unicodedata.normalize("NFC", entity.text) == unicodedata.normalize("NFC", surface)
+    assert bool(entities) == (not ungrounded) == (surface in text or _in_nfc(text, surface))
 
 
 NAMES = ["Ana", "Ana Vidal", "Ana Vidal Foundation", "Bo", "l'Iran", "Genève", "Zürich 😀", "O'Neil", "ACME-7"]

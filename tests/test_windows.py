@@ -4,8 +4,10 @@ from hypothesis import strategies as st
 
 from chains.windows import split_windows
 
-texts = st.text(st.sampled_from(list("abé漢.!?\"»)\n\t\u00a0\u2028  ")), max_size=60)
-counts = st.sampled_from([len, lambda text: len(text.encode()), lambda text: len(text.split()), lambda text: len(text) // 2])
+texts = st.text(st.sampled_from(list('abé漢.!?"»)\n\t\u00a0\u2028  ')), max_size=60)
+counts = st.sampled_from(
+    [len, lambda text: len(text.encode()), lambda text: len(text.split()), lambda text: len(text) // 2]
+)
 
 
 def words(text):

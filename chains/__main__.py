@@ -1,0 +1,361 @@
+"""The command line: ``python -m chains detect | entities | batch | evaluate | models``.
+
+Exit codes: 0 fine, 1 an error (in words on stderr), 2 wrong use, 130 interrupted. Results go to stdout, all else to
+stderr. What a command needs is imported when it runs, so that ``--help`` answers at once.
+"""
+
+import argparse
+import io
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chains.errors import ChainError
+
+if TYPE_CHECKING:
+    from chains.registry import Model
+
+__all__ = ["main"]
+
+TASKS = ("language", "entities")
+OUTPUT_KINDS = (".csv", ".jsonl")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code of one command; wrong use ends the program with code 2, as argparse does."""
+    parser = make_parser()
+    chosen = parser.parse_args(arguments)
+    if chosen.command is run_batch:
+        check_batch(parser, chosen)
+    try:
+        code: int = chosen.command(chosen)
+        return code
+    except ChainError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The commands and their options; ``command`` is the function that runs the chosen one."""
+    parser = argparse.ArgumentParser(
+        prog="python -m chains", description="Language and named entities of texts, by a local BLOOM model."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--json", action="store_true", help="print one JSON document")
+    asking = argparse.ArgumentParser(add_help=False)
+    asking.add_argument("--model", metavar="M", help="a name from 'models', a Hub id or a folder (default: embedded)")
+    asking.add_argument("--shots", type=count, metavar="K", help="few-shot examples (default: the model's own number)")
+
+    detect = commands.add_parser("detect", parents=[shared, asking], help="the language of one text")
+    detect.add_argument("text", metavar="TEXT", help="the text, or - for standard input")
+    detect.set_defaults(command=run_detect)
+
+    entities = commands.add_parser("entities", parents=[shared, asking], help="the entities of one text")
+    entities.add_argument("text", metavar="TEXT", help="the text, or - for standard input")
+    entities.set_defaults(command=run_entities)
+
+    batch = commands.add_parser("batch", parents=[shared, asking], help="both for every row of a CSV file")
+    batch.add_argument("input", type=Path, metavar="IN.csv")
+    batch.add_argument("output", type=Path, metavar="OUT", help="a file that ends in .csv or .jsonl")
+    batch.add_argument("--text-column", metavar="NAME", help="the column of the texts (default: guessed, and told)")
+    batch.add_argument("--encoding", metavar="E", help="such as utf-8 or cp1252 (default: detected)")
+    batch.add_argument("--delimiter", type=delimiter, metavar="D", help="such as ';' or tab (default: detected)")
+    batch.add_argument("--raw-cells", action="store_true", help="leave cells that a spreadsheet would run as formulas")
+    batch.set_defaults(command=run_batch)
+
+    evaluate = commands.add_parser("evaluate", parents=[shared, asking], help="scores on a gold set")
+    evaluate.add_argument("gold", type=Path, metavar="GOLD", help="CSV for language, JSON Lines for entities; .gz too")
+    evaluate.add_argument("--task", choices=TASKS, required=True)
+    evaluate.add_argument("--limit", type=positive, metavar="N", help="score a random sample of N texts")
+    evaluate.set_defaults(command=run_evaluate)
+
+    models = commands.add_parser("models", parents=[shared], help="the models, and what they need")
+    models.set_defaults(command=run_models)
+    return parser
+
+
+def count(value: str) -> int:
+    """A whole number from 0."""
+    if not value.isdecimal():
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from 0")
+    return int(value)
+
+
+def positive(value: str) -> int:
+    """A whole number from 1."""
+    if not value.isdecimal() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from 1")
+    return int(value)
+
+
+def delimiter(value: str) -> str:
+    """One character; a tab may be spelled out, since shells make it hard to type."""
+    return "\t" if value in {"tab", "\\t"} else value
+
+
+def check_batch(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
+    """End the program, before a model is loaded, if the result could not be written."""
+    if chosen.output.suffix not in OUTPUT_KINDS:
+        parser.error(f"OUT must end in {' or '.join(OUTPUT_KINDS)}, not {chosen.output.name!r}")
+    if chosen.output.resolve() == chosen.input.resolve():
+        parser.error("OUT must not be IN: give the results a file of their own")
+    if not chosen.output.resolve().parent.is_dir():
+        parser.error(f"the folder {str(chosen.output.parent)!r} of OUT does not exist")
+
+
+def run_detect(chosen: argparse.Namespace) -> int:
+    """Print the language of one text with every label's probability."""
+    text = read_text(chosen.text)
+    model = load_model(chosen)
+    from chains.language import detect_language
+
+    start = time.perf_counter()
+    detection = detect_language(text, model, shots=chosen.shots)
+    seconds = time.perf_counter() - start
+    if chosen.json:
+        print_json(detection.model_dump(mode="json") | {"model": model.version, "seconds": seconds})
+        return 0
+    probabilities = sorted(detection.probabilities.items(), key=lambda item: -item[1])
+    print(
+        " ".join([detection.language, *([percent(detection.probability)] if detection.probability is not None else [])])
+    )
+    print_table([[f"  {label}", percent(probability)] for label, probability in probabilities], right={1})
+    print(f"{model.version}, {seconds:.2f} s")
+    return 0
+
+
+def run_entities(chosen: argparse.Namespace) -> int:
+    """Print the entities of one text with their places, and the number of each type."""
+    text = read_text(chosen.text)
+    model = load_model(chosen)
+    from chains.entities import find_entities
+
+    start = time.perf_counter()
+    recognition = find_entities(text, model, shots=chosen.shots)
+    seconds = time.perf_counter() - start
+    counts = recognition.counts()
+    if chosen.json:
+        extra = {"counts": counts, "model": model.version, "seconds": seconds}
+        print_json(recognition.model_dump(mode="json") | extra)
+        return 0
+    if recognition.entities:
+        rows = [[str(e.start), str(e.end), e.type, " ".join(e.text.split())] for e in recognition.entities]
+        print_table([["start", "end", "type", "text"], *rows], right={0, 1})
+        print(", ".join(f"{type_}: {number}" for type_, number in counts.items()))
+    else:
+        print("no entities")
+    if recognition.ungrounded:
+        print("not in the text: " + ", ".join(f"{mention.text} ({mention.type})" for mention in recognition.ungrounded))
+    print(f"{model.version}, {seconds:.2f} s")
+    return 0
+
+
+def run_batch(chosen: argparse.Namespace) -> int:
+    """Write every row of a CSV file with its results to another file."""
+    from chains.batch import analyse_in_chunks
+    from chains.tables import add_results, guess_text_column, read_table, to_csv, to_jsonl
+
+    table = read_table(chosen.input, encoding=chosen.encoding, delimiter=chosen.delimiter)
+    column = chosen.text_column if chosen.text_column is not None else guess_text_column(table)
+    texts = table.texts(column)
+    if chosen.text_column is None:
+        print(f"Reading the texts of column {column!r}; choose another with --text-column.", file=sys.stderr)
+    model = load_model(chosen)
+    start = time.perf_counter()
+    progress = Progress("rows")
+    analyses = []
+    try:
+        for chunk in analyse_in_chunks(texts, model, shots=chosen.shots):
+            analyses += chunk
+            progress.show(len(analyses), len(texts))
+    except KeyboardInterrupt:
+        print(f"\nInterrupted after {len(analyses):,} of {len(texts):,} rows; nothing was written.", file=sys.stderr)
+        return 130
+    seconds = time.perf_counter() - start
+    results = add_results(table.frame, analyses)
+    is_csv = chosen.output.suffix == ".csv"
+    write_atomically(chosen.output, to_csv(results, neutralise=not chosen.raw_cells) if is_csv else to_jsonl(results))
+    failed = sum(analysis.error is not None for analysis in analyses)
+    if chosen.json:
+        summary = {"rows": len(texts), "failed": failed, "seconds": seconds}
+        print_json(summary | {"output": str(chosen.output), "model": model.version})
+    else:
+        print(f"{len(texts):,} rows, {failed:,} with an error, in {seconds:.1f} s: {chosen.output}")
+    return 0
+
+
+def run_evaluate(chosen: argparse.Namespace) -> int:
+    """Print a model's scores on a gold set."""
+    from chains.evaluation import evaluate, read_gold
+
+    read_gold(chosen.gold, chosen.task)  # a mistake in it should not wait for the model
+    model = load_model(chosen)
+    show = Progress("texts").show
+    report = evaluate(chosen.gold, chosen.task, model, shots=chosen.shots, limit=chosen.limit, on_progress=show)
+    if chosen.json:
+        print_json(report)
+        return 0
+    averages = [name for name in ("accuracy", "micro_f1", "macro_f1", "weighted_f1") if name in report]
+    print_table([[name.replace("_f1", " F1"), percent(report[name])] for name in averages], right={1})
+    classes = report["per_class"] if chosen.task == "language" else report["per_type"]
+    rows = [
+        [name, percent(row["precision"]), percent(row["recall"]), percent(row["f1"]), f"{row['support']:,}"]
+        for name, row in classes.items()
+    ]
+    print()
+    print_table([["", "precision", "recall", "F1", "support"], *rows], right={1, 2, 3, 4})
+    if chosen.task == "language":
+        matrix = report["confusion_matrix"]
+        rows = [
+            [label, *(f"{number:,}" for number in row)]
+            for label, row in zip(matrix["labels"], matrix["rows"], strict=True)
+        ]
+        print()
+        print_table([["gold \\ predicted", *matrix["labels"]], *rows], right=set(range(1, len(rows) + 1)))
+    print()
+    print(
+        f"{report['model']}, {report['shots']} shots, task version {report['task_version']}: {report['texts']:,} texts "
+        f"in {report['seconds']:.1f} s ({report['texts_per_second']:.1f} per second)"
+    )
+    return 0
+
+
+def run_models(chosen: argparse.Namespace) -> int:
+    """Print every model with its size, its memory need against what is free, and its licence."""
+    from chains.registry import MODELS, free_memory_bytes
+
+    free = free_memory_bytes()
+    if chosen.json:
+        models = [describe(info) | {"fits": info.memory_bytes <= free} for info in MODELS.values()]
+        print_json({"free_memory_bytes": free, "models": models})
+        return 0
+    rows = [
+        [
+            info.name,
+            f"{info.parameters / 1e6:,.0f} M",
+            gigabytes(info.memory_bytes),
+            "yes" if info.memory_bytes <= free else "no",
+            info.licence,
+        ]
+        for info in MODELS.values()
+    ]
+    print_table([["model", "parameters", "memory", "fits", "licence"], *rows], right={1, 2})
+    print(f"{gigabytes(free)} of memory are free")
+    return 0
+
+
+def describe(info: Any) -> dict[str, Any]:
+    """A model's fields, those that are computed from others too."""
+    return asdict(info) | {"download_bytes": info.download_bytes, "memory_bytes": info.memory_bytes}
+
+
+def read_text(argument: str) -> str:
+    """The text of the command line, or of standard input (UTF-8, without its last line end) if it is ``-``."""
+    if argument != "-":
+        # Bytes that are no UTF-8 reach us as lone surrogates, which no tokenizer takes.
+        return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ChainError(
+            f"Standard input is not UTF-8 (byte {error.start}). Convert it, for instance with iconv."
+        ) from error
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def load_model(chosen: argparse.Namespace) -> "Model":
+    """The chosen model, or the embedded one."""
+    from chains import registry
+
+    return registry.load(chosen.model or registry.EMBEDDED)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write the whole file or nothing: into a temporary file beside it, which then takes its name."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as target:
+            aside = Path(target.name)
+            try:
+                target.write(content)
+                target.close()
+                umask = os.umask(0)
+                os.umask(umask)
+                aside.chmod(0o666 & ~umask)  # a temporary file is private, a result is not
+                aside.replace(path)
+            except BaseException:
+                aside.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise ChainError(
+            f"Cannot write {str(path)!r}: {error.strerror}. Choose another place for the results."
+        ) from error
+
+
+class Progress:
+    """Rate and time left on stderr: one line that is rewritten on a terminal, a line every ten seconds elsewhere."""
+
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
+        self.start = self.shown = time.monotonic()
+
+    def show(self, done: int, total: int) -> None:
+        """Tell that ``done`` of ``total`` are done; the last call always shows."""
+        now = time.monotonic()
+        is_terminal = sys.stderr.isatty()
+        if done < total and now - self.shown < (0.2 if is_terminal else 10):
+            return
+        self.shown = now
+        rate = done / max(now - self.start, 1e-9)
+        line = f"{done:,} of {total:,} {self.unit} · {rate:,.1f} per second · {duration((total - done) / rate)} left"
+        end = "\n" if done == total or not is_terminal else ""
+        print(f"\r{line:<70}" if is_terminal else line, end=end, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds such as ``1:02:03`` or ``2:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def percent(value: float) -> str:
+    """Such as ``93.4%``."""
+    return f"{value:.1%}"
+
+
+def gigabytes(size_bytes: int) -> str:
+    """Such as ``1.6 GB``."""
+    return f"{size_bytes / 1e9:.1f} GB"
+
+
+def print_table(rows: Sequence[Sequence[str]], *, right: set[int]) -> None:
+    """Print rows in aligned columns; those in ``right`` are numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if number in right else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print one JSON document in readable form."""
+    print(json.dumps(document, ensure_ascii=False, indent=2))
+
+
+if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")  # results hold any letter, some consoles do not
+    sys.exit(main())

@@ -1,0 +1,159 @@
+import json
+import tomllib
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import plots
+from chains.tables import add_records
+from plots import TYPES
+
+
+def job_table(*rows, columns=("text",)):
+    """A job's table: per row a text, a language and ``name/type`` words; ``None`` for the language is an error."""
+    frame = pd.DataFrame({column: [row[0] for row in rows] for column in columns}, dtype="str")
+    records = []
+    for _, language, *names in rows:
+        entities = [
+            dict(zip(("text", "type"), name.split("/"), strict=True)) | {"start": 0, "end": 1} for name in names
+        ]
+        kinds = [entity["type"] for entity in entities]
+        records.append(
+            {
+                "language": language,
+                "language_probability": 0.9 if language else None,
+                "entities": entities if language else None,
+                "locations": kinds.count("location") if language else None,
+                "people": kinds.count("person") if language else None,
+                "organizations": kinds.count("organization") if language else None,
+                "error": "" if language else "could not be read",
+            }
+        )
+    return add_records(frame, records)
+
+
+TABLE = job_table(
+    ("Lyon et Lyon", "french", "Lyon/location", "Lyon/location", "Ana/person"),
+    ("Ana in Lyon", "english", "Ana/person", "Lyon/location"),
+    ("broken", None),
+    ("nothing", "unknown"),
+)
+MENTIONS = plots.read_mentions(TABLE)
+
+
+def test_mentions_keep_row_and_language():
+    assert list(MENTIONS.itertuples(index=False, name=None))[2:] == [
+        (0, "french", "Ana", "person"),
+        (1, "english", "Ana", "person"),
+        (1, "english", "Lyon", "location"),
+    ]
+
+
+def test_results_are_found_beside_input_columns_of_the_same_names():
+    table = job_table(("a", "french", "Lyon/location"), columns=("language", "entities", "error"))
+    assert plots.read_results(table)["language"].tolist() == ["french"]
+    assert plots.read_mentions(table)["text"].tolist() == ["Lyon"]
+
+
+def test_types_are_counted_also_when_absent():
+    counts = plots.count_types(MENTIONS)
+    assert counts.to_dict("list") == {
+        "type": ["location", "person", "organization"],
+        "label": ["Locations", "People", "Organizations"],
+        "count": [3, 2, 0],
+        "rows": [2, 2, 0],
+    }
+
+
+@pytest.mark.parametrize(
+    ("type_", "search", "expected"),
+    [
+        ("location", "", [("Lyon", "location", 3, 2)]),
+        ("location", "yO", [("Lyon", "location", 3, 2)]),
+        ("location", "(", []),
+        ("organization", "", []),
+    ],
+)
+def test_names_are_counted_and_searched(type_, search, expected):
+    counts = plots.count_names(MENTIONS, type_, search=search)
+    assert list(counts[["name", "type", "count", "rows"]].itertuples(index=False, name=None)) == expected
+
+
+def test_only_the_top_names_stay_most_frequent_first_then_by_name():
+    table = job_table(*[("x", "english", f"{name}/person") for name in ("B", "A", "C", "C")])
+    assert plots.count_names(plots.read_mentions(table), "person", top=2)["name"].tolist() == ["C", "A"]
+
+
+def test_languages_come_in_the_usual_order_and_errors_last():
+    counts = plots.count_languages(plots.read_results(TABLE))
+    assert counts["label"].tolist() == ["English", "French", "Not sure", "No answer"]
+    assert counts["rows"].tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("filters", "rows"),
+    [
+        ({}, [0, 1, 2, 3]),
+        ({"languages": ["french", "unknown"]}, [0, 3]),
+        ({"types": ["person"]}, [0, 1]),
+        ({"types": ["organization"]}, []),
+        ({"search": "LYON", "column": "text"}, [0, 1]),
+        ({"search": "[", "column": "text"}, []),
+        ({"only_errors": True}, [2]),
+        ({"languages": ["english"], "types": ["location"]}, [1]),
+    ],
+)
+def test_rows_are_filtered(filters, rows):
+    assert plots.filter_rows(TABLE, **filters).index.tolist() == rows
+
+
+@pytest.mark.parametrize(
+    ("picked", "rows"),
+    [
+        ([], [0, 1, 2, 3]),
+        ([{"type": "person"}], [0, 1]),
+        ([{"language": "french"}], [0]),
+        ([{"name": "Lyon", "type": "location"}, {"language": "english"}], [1]),
+        ([{"language": "english", "type": "location"}], [1]),
+        ([{"name": "Lyon", "type": "person"}], []),
+    ],
+)
+def test_picked_bars_give_their_rows(picked, rows):
+    assert plots.pick_rows(TABLE, MENTIONS, picked).index.tolist() == rows
+
+
+@pytest.mark.parametrize(
+    "table", [TABLE, TABLE.head(1), TABLE.tail(1), TABLE.head(0)], ids=["four", "one", "bare", "none"]
+)
+def test_every_chart_draws_with_any_number_of_rows(table):
+    mentions, results = plots.read_mentions(table), plots.read_results(table)
+    for chart in (
+        plots.draw_types(plots.count_types(mentions)),
+        plots.draw_names(plots.count_names(mentions, "location")),
+        plots.draw_languages(plots.count_languages(results)),
+        plots.draw_types_by_language(plots.count_types_by_language(mentions)),
+    ):
+        specification = json.dumps(chart.to_dict(), allow_nan=False)
+        assert "picked" in specification
+
+
+def test_charts_get_counts_and_no_texts():
+    chart = plots.draw_languages(plots.count_languages(plots.read_results(TABLE)))
+    assert "Ana in Lyon" not in chart.to_json()
+
+
+def test_threshold_is_a_line_only_if_there_is_one():
+    probabilities = {"english": 0.2, "unknown": 0.8}
+    assert "rule" in plots.draw_probabilities(probabilities, 0.5).to_json()
+    assert "rule" not in plots.draw_probabilities(probabilities, None).to_json()
+
+
+def test_names_in_words():
+    assert plots.list_names(TABLE["entities"][0]) == "Lyon (LOC), Ana (PER)"
+    assert plots.list_names("") == ""
+
+
+def test_charts_of_streamlit_have_the_same_colours():
+    theme = tomllib.loads(Path(".streamlit/config.toml").read_text())["theme"]
+    assert theme["chartCategoricalColors"][: len(TYPES)] == [style.fill for style in TYPES.values()]
