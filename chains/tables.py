@@ -33,8 +33,6 @@ __all__ = [
 ]
 
 DELIMITERS = (",", ";", "\t", "|")
-# Stands between fields when a file has one column only, so that commas in unquoted texts split nothing.
-NO_DELIMITER = "\x1f"
 SNIFFED_ROWS = 200
 # Best first; compared without case and outer spaces.
 TEXT_COLUMNS = (
@@ -165,7 +163,7 @@ def find_delimiter(text: str) -> str:
 def _read_rows(text: str, delimiter: str, name: str) -> Iterator[tuple[int, list[str]]]:
     """Each row with the number of its last line; blank lines at the top are skipped, later ones give no fields."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default, 131,072 characters, is less than a long text
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter or NO_DELIMITER, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter or _absent(text), strict=True)
     is_header_read = False
     try:
         for row in reader:
@@ -177,6 +175,11 @@ def _read_rows(text: str, delimiter: str, name: str) -> Iterator[tuple[int, list
             f"There is a broken quote near line {reader.line_num}{_of(name)} ({error}): a cell that begins with a "
             'quote must end with one, and quotes inside it are doubled, as in "She said ""hello""".'
         ) from error
+
+
+def _absent(text: str) -> str:
+    """A character that ``text`` does not hold: as the delimiter of a single column it splits nothing."""
+    return next(char for char in map(chr, range(0xE000, 0x10FFFF)) if char not in text)
 
 
 def _check_rows(

@@ -22,6 +22,7 @@ from chains.spans import list_mentions
 
 OWN_FOLDER = Path(__file__).parent / "own"
 TYPES = ("location", "person", "organization")
+VOWELS = "aeiouyhâàéèêëîïôöùûü"  # what an elided article may stand before
 MARK = re.compile(r"\[([^\[\]|]+)\|(person|location|organization)\]")
 
 # How often a sentence of each file is drawn, relative to one of weight 1: clean, modern, general text most.
@@ -35,6 +36,8 @@ ENTITY_WEIGHTS = {
 }  # fmt: skip
 OWN_WEIGHT = 3.5  # the sentences in training/own
 HELD_OUT_PERCENT = 10  # of the Tatoeba rows, by hash of the text
+JOIN_RATE = 0.35  # of the drawn sentences are joined with another, if that is in the same language
+MAX_JOINED = 320  # characters
 NEAR_LANGUAGES = {
     "pt",
     "it",
@@ -202,16 +205,23 @@ def swap_names(
         if key not in swaps:
             pool = names.get((sentence.language, entity.type))
             swap = rng.choice(pool) if pool and rng.random() < rate else entity.text
-            if text[-1:] in ("'", "’") and swap[0].lower() not in "aeiouyhâàéèêëîïôöùûü":
-                swap = entity.text
             if entity.text.isupper() and len(entity.text) > 4:
                 swap = swap.upper()
             swaps[key] = swap
         surface = swaps[key]
+        if text[-1:] in ("'", "’") and surface[0].lower() not in VOWELS:
+            surface = entity.text
         entities.append(Entity(text=surface, type=entity.type, start=len(text), end=len(text) + len(surface)))
         text += surface
         end = entity.end
     return Sentence(text + sentence.text[end:], sentence.language, tuple(entities))
+
+
+def join(first: Sentence, second: Sentence) -> Sentence:
+    """Both sentences as one text, since texts in use are seldom one sentence long."""
+    shift = len(first.text) + 1
+    moved = (e.model_copy(update={"start": e.start + shift, "end": e.end + shift}) for e in second.entities)
+    return Sentence(f"{first.text} {second.text}", first.language, (*first.entities, *moved))
 
 
 def change_case(sentence: Sentence, upper: bool) -> Sentence:
@@ -258,13 +268,19 @@ class Sampler:
         if rng.random() < copy_rate:
             iso, text = rng.choice(self.data.plain_texts)
             return copy_item(text, iso, rng)
-        sentence = rng.choices(self.data.entity_sentences, cum_weights=self.cumulative)[0]
-        if rng.random() < 0.6:
-            sentence = swap_names(sentence, self.data.names, rng, rate=0.6)
+        sentence = self._labelled(rng)
+        if rng.random() < JOIN_RATE:
+            other = self._labelled(rng)
+            if other.language == sentence.language and len(sentence.text) + len(other.text) < MAX_JOINED:
+                sentence = join(sentence, other)
         draw = rng.random()
         if draw < 0.07:
             sentence = change_case(sentence, upper=draw < 0.04)
         return sentence
+
+    def _labelled(self, rng: random.Random) -> Sentence:
+        sentence = rng.choices(self.data.entity_sentences, cum_weights=self.cumulative)[0]
+        return swap_names(sentence, self.data.names, rng, rate=0.6) if rng.random() < 0.6 else sentence
 
     def language_item(self, rng: random.Random) -> tuple[str, str]:
         """A (text, label word): three in five in scope, nearly half of them cut to 1–5 words."""
