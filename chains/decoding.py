@@ -89,60 +89,56 @@ class Decoder:
 
     @torch.inference_mode()
     def extend(self, rows: Rows, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Append each row's tokens (at least one); the last hidden state of every row, (rows, hidden)."""
-        counts = torch.tensor([len(row) for row in tokens], device=self.device)
-        width = max(len(row) for row in tokens)
-        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in tokens], device=self.device)
-        hidden = self._run(rows, ids)
-        rows.lengths = rows.lengths + counts
-        return hidden[torch.arange(len(tokens), device=self.device), counts - 1]
+        """Append each row's tokens (at least one); the last hidden state of every row, (rows, hidden).
 
-    def _run(self, rows: Rows, ids: torch.Tensor) -> torch.Tensor:
-        """Hidden states (rows, width, hidden) of ``ids`` (rows, width) placed after what each row holds.
-
-        Padding at a row's end is written too, but lies beyond the row's length and is never attended to by it.
+        The new tokens of all rows stand one after another, without padding, wherever each is for itself; only their
+        attention to their own row is padded to (rows, width).
         """
-        count, width = ids.shape
-        shared = rows.prefix.length
-        places = rows.lengths[:, None] + torch.arange(width, device=self.device)  # (rows, width)
-        # Padding beyond the buffers goes to their last place, which no row's own token needs.
-        capacity = rows.keys[0].shape[2]
-        places = places.clamp(max=capacity - 1)
-        used = min(int(rows.lengths.max()) + width, capacity)
-        index = places[:, None, :, None].expand(-1, self.heads, -1, self.head_dim)
+        counts = torch.tensor([len(row) for row in tokens], device=self.device)
+        ids = torch.tensor([token for row in tokens for token in row], device=self.device)
+        ends = counts.cumsum(0)
+        row = torch.repeat_interleave(torch.arange(len(tokens), device=self.device), counts)
+        offset = torch.arange(len(ids), device=self.device) - (ends - counts)[row]
+        place = rows.lengths[row] + offset
+        width, used, shared = int(counts.max()), int((rows.lengths + counts).max()), rows.prefix.length
+
         positions = torch.arange(shared + used, device=self.device)
         alibi = self.slopes[:, None] * positions  # (heads, shared + used)
-        future = positions[shared:] > (shared + places)[:, :, None]  # (rows, width, used)
-        future_bias = torch.zeros(future.shape, device=self.device).masked_fill_(future, MASKED)
-        bias = alibi[None, :, None, shared:] + future_bias[:, None]  # (rows, heads, width, used)
-        prefix_bias = alibi[:, None, :shared]  # (heads, 1, shared)
+        future = torch.zeros(len(ids), used, device=self.device)
+        future.masked_fill_(positions[:used] > place[:, None], MASKED)
+        own_bias = alibi[None, :, shared:] + future[:, None]  # (tokens, heads, used)
 
-        x = self.bloom.word_embeddings_layernorm(self.bloom.word_embeddings(ids))
+        def pad(values: torch.Tensor) -> torch.Tensor:
+            """(tokens, heads, n) → (rows, heads, width, n)."""
+            if width == 1:
+                return values[:, :, None]
+            padded = values.new_zeros(len(tokens), width, *values.shape[1:])
+            padded[row, offset] = values
+            return padded.transpose(1, 2)
+
+        def unpad(values: torch.Tensor) -> torch.Tensor:
+            """(rows, heads, width, n) → (tokens, heads, n)."""
+            return values[:, :, 0] if width == 1 else values.transpose(1, 2)[row, offset]
+
+        x = self.bloom.word_embeddings_layernorm(self.bloom.word_embeddings(ids))  # (tokens, hidden)
         for layer, block in enumerate(self.blocks):
             attention = block.self_attention
-            fused = attention.query_key_value(block.input_layernorm(x)).view(count, width, self.heads, 3, self.head_dim)
-            query, key, value = fused.permute(3, 0, 2, 1, 4)  # each (rows, heads, width, head_dim)
-            rows.keys[layer].scatter_(2, index, key)
-            rows.values[layer].scatter_(2, index, value)
+            fused = attention.query_key_value(block.input_layernorm(x)).view(len(ids), self.heads, 3, self.head_dim)
+            query, key, value = fused.unbind(2)  # each (tokens, heads, head_dim)
+            rows.keys[layer][row, :, place] = key
+            rows.values[layer][row, :, place] = value
             query = query * attention.inv_norm_factor
-            own = query @ rows.keys[layer][:, :, :used].transpose(2, 3) + bias
-            if shared:
-                # One product per head for the queries of all rows: the prefix is read once, whatever the batch.
-                together = query.transpose(0, 1).reshape(self.heads, count * width, self.head_dim)
-                past = together @ rows.prefix.keys[layer].transpose(1, 2) + prefix_bias
-                past = past.view(self.heads, count, width, shared).transpose(0, 1)
-                weights = F.softmax(torch.cat([past, own], -1), dim=-1, dtype=torch.float32).to(self.dtype)
-                before = weights[..., :shared].transpose(0, 1).reshape(self.heads, count * width, shared)
-                mixed = (
-                    (before @ rows.prefix.values[layer]).view(self.heads, count, width, self.head_dim).transpose(0, 1)
-                )
-                mixed = mixed + weights[..., shared:] @ rows.values[layer][:, :, :used]
-            else:
-                mixed = F.softmax(own, dim=-1, dtype=torch.float32).to(self.dtype) @ rows.values[layer][:, :, :used]
-            x = x + attention.dense(mixed.transpose(1, 2).flatten(2))
+            own = unpad(pad(query) @ rows.keys[layer][:, :, :used].transpose(2, 3)) + own_bias
+            # One product per head for the tokens of all rows: the prefix is read once, whatever the batch.
+            past = query.transpose(0, 1) @ rows.prefix.keys[layer].transpose(1, 2) + alibi[:, None, :shared]
+            weights = F.softmax(torch.cat([past.transpose(0, 1), own], -1), dim=-1, dtype=torch.float32).to(self.dtype)
+            mixed = unpad(pad(weights[..., shared:]) @ rows.values[layer][:, :, :used])
+            mixed = mixed + (weights[..., :shared].transpose(0, 1) @ rows.prefix.values[layer]).transpose(0, 1)
+            x = x + attention.dense(mixed.flatten(1))
             inner = block.mlp.dense_h_to_4h(block.post_attention_layernorm(x))
             x = x + block.mlp.dense_4h_to_h(F.gelu(inner, approximate="tanh"))
-        return cast(torch.Tensor, self.bloom.ln_f(x))
+        rows.lengths = rows.lengths + counts
+        return cast(torch.Tensor, self.bloom.ln_f(x[ends - 1]))
 
     @torch.inference_mode()
     def score_labels(

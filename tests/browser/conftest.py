@@ -28,7 +28,7 @@ def run_server(data_folder):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", "streamlit_app.py", "--server.address=127.0.0.1"]
-    command += [f"--server.port={port}", "--server.fileWatcherType=none"]
+    command += [f"--server.port={port}", "--server.fileWatcherType=none", "--server.headless=true"]
     log = data_folder / "server.log"
     environment = os.environ | {"BLOOM_LENS_DATA": str(data_folder), "HF_HUB_OFFLINE": "1"}
     with log.open("w") as output:
