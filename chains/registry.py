@@ -45,9 +45,9 @@ class ModelInfo:
         return BASE_MEMORY_BYTES + int(2 * self.parameters * 1.1)
 
 
-def _bloomz(size: str, parameters: int) -> ModelInfo:
+def _bloomz(size: str, parameters: int, revision: str | None = None) -> ModelInfo:
     licence = "BigScience BLOOM RAIL 1.0"
-    return ModelInfo(f"bloomz-{size}", f"bigscience/bloomz-{size}", None, parameters, licence)
+    return ModelInfo(f"bloomz-{size}", f"bigscience/bloomz-{size}", revision, parameters, licence)
 
 
 # Parameters as counted from each model's BloomConfig.
@@ -55,7 +55,7 @@ MODELS: dict[str, ModelInfo] = {
     info.name: info
     for info in (
         ModelInfo(EMBEDDED, str(EMBEDDED_FOLDER), None, 16_939_776, "CC BY-SA 4.0", shots=0, window_tokens=96),
-        _bloomz("560m", 559_214_592),
+        _bloomz("560m", 559_214_592, "a2845d7e13dd12efae154a9f1c63fcc2e0cc4b05"),
         _bloomz("1b1", 1_065_314_304),
         _bloomz("1b7", 1_722_408_960),
         _bloomz("3b", 3_002_557_440),
@@ -147,9 +147,12 @@ def load(name: str) -> Model:
         )
     import torch
     from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM
+    from transformers.utils import logging
 
     from chains.pipeline import make_llm
 
+    # Only a download is slow enough for a progress bar on standard error.
+    (logging.disable_progress_bar if os.path.isdir(info.source) else logging.enable_progress_bar)()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options = {"revision": info.revision} if info.revision else {}
     try:

@@ -288,12 +288,18 @@ class Sampler:
         if rng.random() < 0.6:
             iso = rng.choice(("en", "es", "fr"))
             label = self.language.labels[words[iso]]
+            text = rng.choice(self.data.language_texts[iso])
+            if rng.random() < 0.5:
+                # Full of names from elsewhere, which must not change the answer.
+                sentence = self._labelled(rng)
+                iso, text = sentence.language, sentence.text
+                label = self.language.labels[words[iso]]
         else:
             iso = rng.choices(self.other, weights=self.other_weights)[0]
             label = str(self.language.out_of_scope)
             if rng.random() < 0.03:
                 return rng.choice(NO_LANGUAGE), label
-        text = rng.choice(self.data.language_texts[iso])
+            text = rng.choice(self.data.language_texts[iso])
         parts = text.split()
         if rng.random() < 0.35 and len(parts) > 3:
             size = rng.randint(1 if iso in ("en", "es", "fr") else 2, 6)
