@@ -19,13 +19,14 @@ def model() -> Model:
 
 
 def test_language_scores_on_the_gold_sample_do_not_fall(model):
-    assert evaluate(GOLD / "language.csv", "language", model)["accuracy"] >= 0.97
+    assert evaluate(GOLD / "language.csv", "language", model)["accuracy"] >= 0.98
 
 
 def test_entity_scores_on_the_gold_sample_do_not_fall(model):
     scores = evaluate(GOLD / "entities.jsonl", "entities", model)
-    assert scores["micro_f1"] >= 0.0  # set below from the shipped model's score
-    assert min(scores["per_type"][type_]["f1"] for type_ in ("location", "person", "organization")) >= 0.0
+    # The shipped model has 0.857, and 0.754 for organizations; a little less for another processor's rounding.
+    assert scores["micro_f1"] >= 0.84
+    assert min(scores["per_type"][type_]["f1"] for type_ in ("location", "person", "organization")) >= 0.73
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from langchain_core.exceptions import OutputParserException
 from chains.parsers import LabelParser, MentionParser, ScoreParser
 from chains.prompts import load_task, to_prompt_text, write_reply
 
-LANGUAGE = load_task("language")
+# The shipped threshold follows the shipped model; what follows from a threshold does not.
+LANGUAGE = load_task("language").model_copy(update={"threshold": 0.5})
 ENTITIES = load_task("entities")
 words = [*LANGUAGE.labels.values(), LANGUAGE.out_of_scope]
 

@@ -67,7 +67,8 @@ def server(tmp_path_factory):
         yield address
 
 
-@pytest.fixture(scope="session")
+# Not for the session: while Playwright's loop runs, no other test in this thread can run a loop of its own.
+@pytest.fixture(scope="module")
 def chromium():
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with sync_playwright() as playwright:
