@@ -4,6 +4,7 @@
 cheap: torch and transformers load on first use.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from chains.language import detect_language, language_chain
     from chains.registry import load
     from chains.schema import Analysis, Detection, Entity, Mention, Recognition
+
+# Read when torch loads: threads that wait for each other sleep instead of spinning. On a machine with other work to do,
+# a browser for one, that is twice as fast (benchmarks/RESULTS.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __all__ = [
     "Analysis", "ChainError", "Detection", "Entity", "Mention", "Recognition",

@@ -15,7 +15,7 @@ from plots import TYPES
 EXAMPLES = {
     "French": "Camille Roussel a quitté Lyon pour ouvrir le bureau d'Airbus à Hambourg, où l'attendait Karim Benali.",
     "Spanish": "Lucía Ferrer presentó en Valencia el acuerdo entre Iberdrola y la Universidad de Salamanca.",
-    "English": "After eleven years at Nokia, Priya Raman left Helsinki for Leeds and now advises the World Bank.",
+    "English": "Priya Raman, who was born in Helsinki, worked for Nokia in Leeds and now advises the World Bank.",
     "German": "Im Herbst zog Annika Vogel von Dresden nach Oslo, weil Siemens dort ein neues Labor plante.",
     "A longer, mixed text": (
         "The night train from Vienna was two hours late. Tomasz Zielinski, who repairs violins for the Vienna "
