@@ -189,7 +189,7 @@ class Decoder:
         A reply of as many tokens as its text has in ``rooms`` stops where it is. Forced stretches cost no step of
         their own: they are appended together with the token before them. Finished rows leave the batch.
         """
-        rows = Rows(self, self.prefix(prefix), len(texts), max(map(len, texts)) + max(rooms) + 1)
+        rows = Rows(self, self.prefix(prefix), len(texts), max(map(len, texts)) + max(rooms))
         replies: list[list[int]] = [[] for _ in texts]
         nodes = list(graphs)
         alive = list(range(len(texts)))

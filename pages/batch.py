@@ -19,7 +19,7 @@ SAMPLE = Path(__file__).with_name("sample.csv")
 NEWEST = 5  # jobs that are listed at once
 ENCODINGS = ["utf-8", "cp1252", "latin-1", "iso-8859-15", "utf-16", "mac-roman"]
 DELIMITER_NAMES = {",": "Comma", ";": "Semicolon", "\t": "Tab", "|": "Vertical bar", "": "Nothing: one column"}
-# What bloomz-560m took for a short text on two cores, per parameter; only for a model that no job has measured yet.
+# Per parameter, for random weights in bloomz-560m's shape and a short text; only until a job has measured the model.
 SECONDS_PER_PARAMETER = 2e-10
 # What the embedded model takes on two cores (benchmarks/RESULTS.md); no model is faster.
 LEAST_SECONDS = 0.022
@@ -71,11 +71,9 @@ def estimate_seconds(rows: int) -> int | None:
     measured = next((job.rows_per_second for job in ui.get_jobs().list() if job.model == name and job.done), 0.0)
     if measured:
         return math.ceil(rows / measured)
-    return (
-        math.ceil(rows * max(LEAST_SECONDS, MODELS[name].parameters * SECONDS_PER_PARAMETER))
-        if name in MODELS
-        else None
-    )
+    if name not in MODELS:
+        return None
+    return math.ceil(rows * max(LEAST_SECONDS, MODELS[name].parameters * SECONDS_PER_PARAMETER))
 
 
 def show_upload() -> None:
