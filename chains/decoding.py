@@ -6,9 +6,10 @@ against both parts are joined before one softmax (cascade attention, https://fla
 and only those rows of the vocabulary matrix are multiplied that can come next. Knows token ids, nothing of text.
 """
 
-from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import cast
 
 import torch
@@ -18,15 +19,21 @@ from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from chains.grounding import Node
 
-__all__ = ["Decoder"]
+__all__ = ["Decoder", "Fork", "Writing"]
 
-MAX_PREFIXES = 8
+MAX_PREFIX_TOKENS = 1024  # of all prefixes that are kept
+# A pass over so few tokens costs hardly more than over one, for it waits for the weights to be read from memory.
+FREE_TOKENS = {"cpu": 24, "cuda": 256}
+STEP = 16  # tokens by which the rows' buffers grow
 MASKED = -1e9
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """Keys and values of the tokens that all rows share: per layer (heads, tokens, head_dim)."""
+    """Keys and values of the tokens that all rows share: per layer (heads, tokens + 1, head_dim).
+
+    The last key and value are zeros, a place for what a row's own tokens weigh together.
+    """
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
@@ -36,21 +43,68 @@ class Prefix:
 class Rows:
     """The rows' own keys and values, per layer (rows, heads, capacity, head_dim), and how much of them is used.
 
-    ``lengths`` (rows,) counts each row's own tokens; what lies beyond is overwritten by the next pass.
+    ``lengths`` counts each row's own tokens; what lies beyond is overwritten by the next pass. ``is_brief`` rows take
+    one pass only: all layers write to one buffer, since none is read again.
     """
 
-    def __init__(self, decoder: "Decoder", prefix: Prefix, count: int, capacity: int) -> None:
-        shape = (count, decoder.heads, capacity, decoder.head_dim)
+    def __init__(
+        self, decoder: "Decoder", prefix: Prefix, count: int, capacity: int, *, is_brief: bool = False
+    ) -> None:
         self.prefix = prefix
-        self.keys = [torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in decoder.blocks]
-        self.values = [torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in decoder.blocks]
-        self.lengths = torch.zeros(count, dtype=torch.long, device=decoder.device)
+        self.lengths = [0] * count
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Drop all rows but ``rows``."""
-        self.keys = [keys[rows] for keys in self.keys]
-        self.values = [values[rows] for values in self.values]
-        self.lengths = self.lengths[rows]
+        def make() -> list[torch.Tensor]:
+            shape = (count, decoder.heads, capacity, decoder.head_dim)
+            buffers = [
+                torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
+                for _ in decoder.blocks[: 1 if is_brief else None]
+            ]
+            return buffers * len(decoder.blocks) if is_brief else buffers
+
+        self.keys, self.values = make(), make()
+
+    def fit(self, used: int) -> None:
+        """Make room for ``used`` tokens a row if there is none, or give it back where there is far too much.
+
+        Attention reads all of a buffer: matrix products of a slice would copy it first.
+        """
+        capacity = self.keys[0].shape[2]
+        if used > capacity or 2 * (used + STEP) < capacity:
+            more = used + STEP - capacity
+            for buffers in (self.keys, self.values):
+                for layer, buffer in enumerate(buffers):
+                    buffers[layer] = F.pad(buffer, (0, 0, 0, more))
+
+    def move(self, source: int, target: int) -> None:
+        """Put the row at ``source`` in the place of the one at ``target``."""
+        length = self.lengths[target] = self.lengths[source]
+        if source != target:
+            for buffer in (*self.keys, *self.values):
+                buffer[target, :, :length] = buffer[source, :, :length]
+
+
+@dataclass
+class Writing:
+    """A reply on its way: ``pending`` tokens, at first those of the text, are not run yet; they lead to ``node``."""
+
+    number: int
+    node: Node
+    room: int
+    pending: list[int]
+    reply: list[int] = field(default_factory=list)
+
+    @property
+    def is_done(self) -> bool:
+        return self.node.is_end or len(self.reply) >= self.room
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A place where the model chooses: ``node``, after the first ``offset`` tokens of a draft for ``writing``."""
+
+    writing: Writing
+    offset: int
+    node: Node
 
 
 class Decoder:
@@ -68,45 +122,51 @@ class Decoder:
         self.slopes = alibi.view(self.heads, 2)[:, 1].to(self.device)
         self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
 
+    @property
+    def token_bytes(self) -> int:
+        """What the keys and values of one token take."""
+        return 2 * len(self.blocks) * self.heads * self.head_dim * self.vocabulary.element_size()
+
     @torch.inference_mode()
     def prefix(self, ids: Sequence[int]) -> Prefix:
-        """The prefix's keys and values: computed once, the most recently used ``MAX_PREFIXES`` are kept."""
+        """The prefix's keys and values: computed once; the most recently used are kept, up to ``MAX_PREFIX_TOKENS``."""
         key = tuple(ids)
         if key not in self._prefixes:
-            nothing = torch.zeros(self.heads, 0, self.head_dim, dtype=self.dtype, device=self.device)
+            nothing = torch.zeros(self.heads, 1, self.head_dim, dtype=self.dtype, device=self.device)
             empty = Prefix([nothing] * len(self.blocks), [nothing] * len(self.blocks), 0)
-            rows = Rows(self, empty, 1, max(1, len(key)))
+            rows = Rows(self, empty, 1, len(key) + 1)
             if key:
                 self.extend(rows, [list(key)])
-            length = len(key)
             self._prefixes[key] = Prefix(
-                [keys[0, :, :length] for keys in rows.keys], [values[0, :, :length] for values in rows.values], length
+                [keys[0] for keys in rows.keys], [values[0] for values in rows.values], len(key)
             )
         self._prefixes.move_to_end(key)
-        while len(self._prefixes) > MAX_PREFIXES:
+        while len(self._prefixes) > 1 and sum(map(len, self._prefixes)) > MAX_PREFIX_TOKENS:
             self._prefixes.popitem(last=False)
         return self._prefixes[key]
 
     @torch.inference_mode()
-    def extend(self, rows: Rows, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Append each row's tokens (at least one); the last hidden state of every row, (rows, hidden).
+    def extend(
+        self, rows: Rows, tokens: Sequence[Sequence[int]], *, first: int = 0, wanted: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Append each row's tokens (at least one), beginning with row ``first``; last hidden states (wanted, hidden).
 
         The new tokens of all rows stand one after another, without padding, wherever each is for itself; only their
-        attention to their own row is padded to (rows, width).
+        attention to their own row is padded to (rows, width). ``wanted`` are places in that sequence, by default of
+        each row's last token.
         """
-        counts = torch.tensor([len(row) for row in tokens], device=self.device)
-        ids = torch.tensor([token for row in tokens for token in row], device=self.device)
-        ends = counts.cumsum(0)
-        row = torch.repeat_interleave(torch.arange(len(tokens), device=self.device), counts)
-        offset = torch.arange(len(ids), device=self.device) - (ends - counts)[row]
-        place = rows.lengths[row] + offset
-        width, used, shared = int(counts.max()), int((rows.lengths + counts).max()), rows.prefix.length
+        counts = [len(row) for row in tokens]
+        before = rows.lengths[first : first + len(tokens)]
+        after = [length + count for length, count in zip(before, counts, strict=True)]
+        rows.fit(max([*rows.lengths, *after]) if first else max(after))
+        keys, values = ([buffer[first : first + len(tokens)] for buffer in part] for part in (rows.keys, rows.values))
+        rows.lengths[first : first + len(tokens)] = after
 
-        positions = torch.arange(shared + used, device=self.device)
-        alibi = self.slopes[:, None] * positions  # (heads, shared + used)
-        future = torch.zeros(len(ids), used, device=self.device)
-        future.masked_fill_(positions[:used] > place[:, None], MASKED)
-        own_bias = alibi[None, :, shared:] + future[:, None]  # (tokens, heads, used)
+        ids = torch.tensor([token for row in tokens for token in row], device=self.device)
+        row = torch.tensor([number for number, count in enumerate(counts) for _ in range(count)], device=self.device)
+        offset = torch.tensor([number for count in counts for number in range(count)], device=self.device)
+        place = torch.tensor(before, device=self.device)[row] + offset
+        width, capacity, shared = max(counts), keys[0].shape[2], rows.prefix.length
 
         def pad(values: torch.Tensor) -> torch.Tensor:
             """(tokens, heads, n) → (rows, heads, width, n)."""
@@ -120,25 +180,38 @@ class Decoder:
             """(rows, heads, width, n) → (tokens, heads, n)."""
             return values[:, :, 0] if width == 1 else values.transpose(1, 2)[row, offset]
 
+        slopes = self.slopes[:, None, None]
+        alibi = slopes * torch.arange(shared + 1, device=self.device)  # (heads, 1, shared + 1)
+        positions = torch.arange(capacity, device=self.device)
+        last = torch.tensor(before, device=self.device)[:, None] + torch.arange(width, device=self.device)
+        is_future = positions > last[..., None]  # (rows, width, capacity)
+        bias = slopes * (shared + positions) + MASKED * is_future[:, None]  # (rows, heads, width, capacity)
+
         x = self.bloom.word_embeddings_layernorm(self.bloom.word_embeddings(ids))  # (tokens, hidden)
         for layer, block in enumerate(self.blocks):
             attention = block.self_attention
             fused = attention.query_key_value(block.input_layernorm(x)).view(len(ids), self.heads, 3, self.head_dim)
             query, key, value = fused.unbind(2)  # each (tokens, heads, head_dim)
-            rows.keys[layer][row, :, place] = key
-            rows.values[layer][row, :, place] = value
+            keys[layer][row, :, place] = key
+            values[layer][row, :, place] = value
             query = query * attention.inv_norm_factor
-            own = unpad(pad(query) @ rows.keys[layer][:, :, :used].transpose(2, 3)) + own_bias
+            scores = pad(query) @ keys[layer].transpose(2, 3) + bias
+            weights = F.softmax(scores, -1)
+            own = weights.to(self.dtype) @ values[layer]
+            # The log of the sum of exponentials, by the largest of each row: logsumexp computes them all again.
+            total = scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log()
             # One product per head for the tokens of all rows: the prefix is read once, whatever the batch.
-            past = query.transpose(0, 1) @ rows.prefix.keys[layer].transpose(1, 2) + alibi[:, None, :shared]
-            weights = F.softmax(torch.cat([past.transpose(0, 1), own], -1), dim=-1, dtype=torch.float32).to(self.dtype)
-            mixed = unpad(pad(weights[..., shared:]) @ rows.values[layer][:, :, :used])
-            mixed = mixed + (weights[..., :shared].transpose(0, 1) @ rows.prefix.values[layer]).transpose(0, 1)
+            past = query.transpose(0, 1) @ rows.prefix.keys[layer].transpose(1, 2) + alibi
+            past[..., -1] = unpad(total)[..., 0].T
+            weights = F.softmax(past, -1).to(self.dtype)
+            mixed = (weights @ rows.prefix.values[layer]).transpose(0, 1)
+            mixed = torch.addcmul(mixed, weights[..., -1:].transpose(0, 1), unpad(own))
             x = x + attention.dense(mixed.flatten(1))
             inner = block.mlp.dense_h_to_4h(block.post_attention_layernorm(x))
             x = x + block.mlp.dense_4h_to_h(F.gelu(inner, approximate="tanh"))
-        rows.lengths = rows.lengths + counts
-        return cast(torch.Tensor, self.bloom.ln_f(x[ends - 1]))
+        if wanted is None:
+            wanted = [end - 1 for end in accumulate(counts)]
+        return cast(torch.Tensor, self.bloom.ln_f(x[list(wanted)]))
 
     @torch.inference_mode()
     def score_labels(
@@ -150,7 +223,9 @@ class Decoder:
         texts' own tokens scores labels that differ in their first token; only deeper forks take a pass of their own.
         No label may be the beginning of another.
         """
-        rows = Rows(self, self.prefix(prefix), len(texts), max(map(len, texts)) + max(map(len, labels)))
+        is_brief = len({label[0] for label in labels}) == len(labels)
+        capacity = max(map(len, texts)) + (0 if is_brief else max(map(len, labels)))
+        rows = Rows(self, self.prefix(prefix), len(texts), capacity, is_brief=is_brief)
         scores = torch.zeros(len(texts), len(labels), device=self.device)
         self._descend(rows, self.extend(rows, texts), labels, list(range(len(labels))), 0, scores)
         return scores
@@ -175,59 +250,109 @@ class Decoder:
             while len(group) > 1 and len({labels[label][end] for label in group}) == 1:
                 end += 1  # no fork: the tokens are certain
             if len(group) > 1:
-                before = rows.lengths
+                before = list(rows.lengths)
                 path = list(labels[group[0]][depth:end])
                 self._descend(rows, self.extend(rows, [path] * len(before)), labels, group, end, scores)
                 rows.lengths = before
 
     @torch.inference_mode()
     def write_replies(
-        self, prefix: Sequence[int], texts: Sequence[Sequence[int]], graphs: Sequence[Node], rooms: Sequence[int]
+        self,
+        prefix: Sequence[int],
+        texts: Sequence[Sequence[int]],
+        graphs: Iterable[Node],
+        rooms: Sequence[int],
+        *,
+        together: int = 64,
     ) -> list[list[int]]:
         """For each text the greedy reply among those its graph allows, as token ids with the mark that ends it.
 
-        A reply of as many tokens as its text has in ``rooms`` stops where it is. Forced stretches cost no step of
-        their own: they are appended together with the token before them. Finished rows leave the batch.
-        """
-        rows = Rows(self, self.prefix(prefix), len(texts), max(map(len, texts)) + max(rooms))
-        replies: list[list[int]] = [[] for _ in texts]
-        nodes = list(graphs)
-        alive = list(range(len(texts)))
-        hidden = self.extend(rows, texts)
-        while True:
-            steps = self._step(hidden, [nodes[row] for row in alive], [rooms[row] - len(replies[row]) for row in alive])
-            going = []
-            for place, (row, (tokens, node)) in enumerate(zip(alive, steps, strict=True)):
-                nodes[row] = node
-                replies[row] += tokens
-                if not node.is_end and len(replies[row]) < rooms[row]:
-                    going.append(place)
-            if not going:
-                return replies
-            if len(going) < len(alive):
-                rows.keep(torch.tensor(going, device=self.device))
-            hidden = self.extend(rows, [steps[place][0] for place in going])
-            alive = [alive[place] for place in going]
+        A reply of as many tokens as its text has in ``rooms`` stops where it is. At most ``together`` rows run at
+        once; finished rows leave and waiting ones enter, in order, each taking its graph as it enters.
 
-    def _step(self, hidden: torch.Tensor, nodes: list[Node], room: list[int]) -> list[tuple[list[int], Node]]:
-        """For each row its likeliest allowed token and the forced ones after it, and the node they lead to."""
-        allowed = [list(node.next) for node in nodes]
+        Forced stretches cost no pass of their own: they are run with the token before them. So are likely ones where
+        a pass has tokens to spare: the model's choice at each of their forks is read off the same pass, and what it
+        would not have written is dropped (prompt lookup, https://github.com/apoorvumang/prompt-lookup-decoding).
+        """
+        replies: list[list[int]] = [[] for _ in texts]
+        waiting = deque(range(len(texts)))
+        rows = Rows(self, self.prefix(prefix), min(together, len(texts)), max(map(len, texts)) + min(max(rooms), 32))
+        going: list[Writing] = []
+        starts = iter(graphs)
+        while going or waiting:
+            kept = len(going)
+            # A pass for a few new rows costs as much as for many.
+            if 4 * (len(rows.lengths) - kept) >= len(rows.lengths):
+                numbers = [waiting.popleft() for _ in range(min(len(waiting), len(rows.lengths) - kept))]
+                going += [Writing(number, next(starts), rooms[number], list(texts[number])) for number in numbers]
+                rows.lengths[kept : len(going)] = [0] * len(numbers)
+            first = kept if len(going) > kept else 0
+            self._write(rows, going[first:], first)
+            for place in reversed(range(first, len(going))):
+                if going[place].is_done:
+                    replies[going[place].number] = going[place].reply
+                    rows.move(len(going) - 1, place)
+                    going[place] = going[-1]
+                    going.pop()
+        return replies
+
+    def _write(self, rows: Rows, writings: list[Writing], first: int) -> None:
+        """Run what is pending of ``writings``, which stand in ``rows`` from ``first`` on, and choose what follows."""
+        free = FREE_TOKENS[self.device.type] - sum(len(writing.pending) for writing in writings)
+        drafts, forks, wanted, size = [], [], [], 0
+        for writing in writings:
+            draft, offsets = self._draft(writing, free // len(writings))
+            drafts.append(draft)
+            forks.append(offsets)
+            wanted += [size + len(writing.pending) - 1 + fork.offset for fork in offsets]
+            size += len(writing.pending) + len(draft)
+        tokens = [writing.pending + draft for writing, draft in zip(writings, drafts, strict=True)]
+        hidden = self.extend(rows, tokens, first=first, wanted=wanted)
+        chosen = iter(self._choose(hidden, [fork for row in forks for fork in row]))
+        for number, (writing, draft, row) in enumerate(zip(writings, drafts, forks, strict=True), first):
+            choices = [next(chosen) for _ in row]
+            # The first fork at which the model would not have written the draft, or the draft's end.
+            place = next(i for i, fork in enumerate(row) if draft[fork.offset : fork.offset + 1] != [choices[i]])
+            fork, token = row[place], choices[place]
+            rows.lengths[number] -= len(draft) - fork.offset
+            node = fork.node.next[token]
+            writing.reply += draft[: fork.offset]
+            writing.pending = [token]
+            while len(node.next) == 1 and len(writing.reply) + len(writing.pending) < writing.room:
+                token, node = next(iter(node.next.items()))
+                writing.pending.append(token)
+            writing.reply += writing.pending
+            writing.node = node
+
+    def _draft(self, writing: Writing, limit: int) -> tuple[list[int], list[Fork]]:
+        """At most ``limit`` tokens that are likely or forced after what is pending, and the forks on their way.
+
+        The last fork stands at the draft's end: what would follow it without a choice is not worth running.
+        """
+        limit = min(limit, writing.room - len(writing.reply) - 1)
+        tokens: list[int] = []
+        forks, node = [Fork(writing, 0, writing.node)], writing.node
+        while not node.is_end and len(tokens) < limit:
+            token = next(iter(node.next)) if len(node.next) == 1 else node.likely
+            if token is None:
+                break
+            tokens.append(token)
+            node = node.next[token]
+            if len(node.next) > 1:
+                forks.append(Fork(writing, len(tokens), node))
+        return tokens[: forks[-1].offset], forks
+
+    def _choose(self, hidden: torch.Tensor, forks: list[Fork]) -> list[int]:
+        """For each fork the likeliest token that its node allows."""
+        allowed = [list(fork.node.next) for fork in forks]
         candidates = sorted({token for tokens in allowed for token in tokens})
         column = {token: place for place, token in enumerate(candidates)}
         logits = self._logits(hidden, candidates)
         mask = torch.full(logits.shape, MASKED)
         for row, tokens in enumerate(allowed):
             mask[row, [column[token] for token in tokens]] = 0
-        best = (logits + mask.to(self.device)).argmax(-1).tolist()
-        steps = []
-        for place, node, left in zip(best, nodes, room, strict=True):
-            tokens = [candidates[place]]
-            node = node.next[candidates[place]]
-            while len(node.next) == 1 and len(tokens) < left:
-                token, node = next(iter(node.next.items()))
-                tokens.append(token)
-            steps.append((tokens, node))
-        return steps
+        best: list[int] = (logits + mask.to(self.device)).argmax(-1).tolist()
+        return [candidates[place] for place in best]
 
     def _logits(self, hidden: torch.Tensor, tokens: list[int]) -> torch.Tensor:
         """Logits in fp32 of ``tokens`` alone, (rows, tokens)."""

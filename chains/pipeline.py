@@ -8,7 +8,8 @@ the text (grounded decoding). Both come as plain data, so a chain binds them: ``
 import json
 import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 from langchain_core.outputs import LLMResult
@@ -22,8 +23,10 @@ from chains.prompts import Task
 
 __all__ = ["BloomPipeline", "items_of", "labels_of", "make_llm", "plain_options"]
 
-BATCH_TOKENS = 4096  # own tokens of all rows that run together
-BATCH_ROWS = 64
+# Own tokens scored in one pass: enough for matrix products at full speed, few enough for the processor's caches.
+PASS_TOKENS = 512
+MAX_ROWS = 64  # that write replies together
+ROW_BYTES = 128_000_000  # for the keys and values of their own tokens
 
 
 def labels_of(task: Task) -> dict[str, Any]:
@@ -63,6 +66,26 @@ def plain_options(max_new_tokens: int, tokenizer: PreTrainedTokenizerBase) -> di
     }
 
 
+@dataclass(frozen=True)
+class Row:
+    """A prompt's place among the others, its text, and the tokens of its query."""
+
+    place: int
+    text: str
+    ids: list[int]
+
+
+def _parts(rows: list[Row]) -> Iterator[list[Row]]:
+    """Neighbouring rows of up to ``PASS_TOKENS`` tokens together, at least one."""
+    part: list[Row] = []
+    for row in rows:
+        if part and sum(len(other.ids) for other in part) + len(row.ids) > PASS_TOKENS:
+            yield part
+            part = []
+        part.append(row)
+    yield part
+
+
 class BloomPipeline(TextGenerationPipeline):  # type: ignore[misc]
     """Text generation, label scores and grounded replies of one BLOOM model, one caller at a time.
 
@@ -91,10 +114,12 @@ class BloomPipeline(TextGenerationPipeline):  # type: ignore[misc]
         """For each prompt a JSON object: label word → log-probability in nats, given that the reply is a label."""
         labels = [self._cut(word) for word in words]
         replies = [""] * len(prompts)
-        for prefix, places, rows, _ in self._batches(prompts, query):
-            for place, scores in zip(places, self.decoder.score_labels(prefix, rows, labels).tolist(), strict=True):
-                named = {word.strip(): score for word, score in zip(words, scores, strict=True)}
-                replies[place] = json.dumps(named, ensure_ascii=False)
+        for prefix, rows in self._groups(prompts, query):
+            for part in _parts(rows):
+                scores = self.decoder.score_labels(prefix, [row.ids for row in part], labels)
+                for row, values in zip(part, scores.tolist(), strict=True):
+                    named = {word.strip(): score for word, score in zip(words, values, strict=True)}
+                    replies[row.place] = json.dumps(named, ensure_ascii=False)
         return replies
 
     def _write(
@@ -103,15 +128,21 @@ class BloomPipeline(TextGenerationPipeline):  # type: ignore[misc]
         """For each prompt a grounded reply; it may be cut short at twice the text's tokens and some more."""
         markup = Markup(self.tokenizer, separator=separator, empty=empty, words=words, end=end)
         replies = [""] * len(prompts)
-        for prefix, places, rows, texts in self._batches(prompts, query):
-            graphs = [reply_graph(text, markup)[0] for text in texts]
-            rooms = [2 * len(row) + 32 for row in rows]
-            for place, ids in zip(places, self.decoder.write_replies(prefix, rows, graphs, rooms), strict=True):
-                replies[place] = self.tokenizer.decode(ids, skip_special_tokens=True)
+        for prefix, rows in self._groups(prompts, query):
+            written = self.decoder.write_replies(
+                prefix,
+                [row.ids for row in rows],
+                (reply_graph(row.text, markup) for row in rows),
+                [2 * len(row.ids) + 32 for row in rows],
+                # A reply is seldom longer than its text.
+                together=min(MAX_ROWS, ROW_BYTES // (2 * len(rows[0].ids) * self.decoder.token_bytes)) or 1,
+            )
+            for row, ids in zip(rows, written, strict=True):
+                replies[row.place] = self.tokenizer.decode(ids, skip_special_tokens=True)
         return replies
 
-    def _batches(self, prompts: list[str], query: str) -> list[tuple[list[int], list[int], list[list[int]], list[str]]]:
-        """Prompts grouped by what they share: (prefix ids, places, own ids, texts), rows of like length together.
+    def _groups(self, prompts: list[str], query: str) -> list[tuple[list[int], list[Row]]]:
+        """Prompts grouped by what they share: the tokens of that, and the rows, longest first.
 
         A prompt is its prefix and a last line or lines made from ``query``; a text holds no line break, so the
         query's beginning is found for certain.
@@ -124,23 +155,14 @@ class BloomPipeline(TextGenerationPipeline):  # type: ignore[misc]
             if not body.startswith(before, start) or body == prompt:
                 raise ModelError(f"The prompt does not end with its query {query!r}; make it from the task's template.")
             shared[body[:start]].append((place, body[start + len(before) :]))
-        batches = []
+        groups = []
         for beginning, texts in shared.items():
             own = self.tokenizer([before + text + after for _, text in texts], add_special_tokens=False)["input_ids"]
-            # Longest first: if memory runs out, it does so at once.
-            order = sorted(range(len(texts)), key=lambda number: -len(own[number]))
-            while order:
-                size = max(1, min(BATCH_ROWS, BATCH_TOKENS // len(own[order[0]])))
-                chosen, order = order[:size], order[size:]
-                batches.append(
-                    (
-                        self._cut(beginning),
-                        [texts[number][0] for number in chosen],
-                        [own[number] for number in chosen],
-                        [texts[number][1] for number in chosen],
-                    )
-                )
-        return batches
+            rows = [Row(place, text, ids) for (place, text), ids in zip(texts, own, strict=True)]
+            # If memory runs out, it does so at once; and rows that run together are of like length.
+            rows.sort(key=lambda row: -len(row.ids))
+            groups.append((self._cut(beginning), rows))
+        return groups
 
     def _cut(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

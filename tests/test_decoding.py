@@ -47,7 +47,7 @@ def markup(tokenizer):
 
 def items_graph(text, markup):
     """The graph of all replies but the empty word, which a random model writes too often."""
-    start = reply_graph(text, markup)[0]
+    start = reply_graph(text, markup)
     del start.next[markup.empty[0]]
     assert start.next
     return start
@@ -135,26 +135,31 @@ def test_the_order_of_the_labels_changes_no_score(exact):
 
 @st.composite
 def graphs(draw):
-    """A random graph with forks, forced stretches and cycles; every node leads on."""
+    """A random graph with forks, guesses, forced stretches and cycles; every node leads on."""
     count = draw(st.integers(1, 6))
     nodes = [Node() for _ in range(count)]
     done = Node(is_end=True)
     for node in nodes:
         for token in draw(st.lists(ids, min_size=1, max_size=3, unique=True)):
             node.next[token] = draw(st.sampled_from([*nodes, done]))
+        node.likely = draw(st.sampled_from([None, *node.next]))
     return nodes[0]
 
 
 @given(
     prefix=prefixes,
     rows=st.lists(
-        st.tuples(st.lists(ids, min_size=1, max_size=9), graphs(), st.integers(1, 14)), min_size=1, max_size=4
+        st.tuples(st.lists(ids, min_size=1, max_size=9), graphs(), st.integers(1, 14)), min_size=1, max_size=5
     ),
+    together=st.integers(1, 5),
+    free=st.sampled_from([0, 3, 24, 60]),
 )
-def test_replies_equal_greedy_decoding_with_full_passes(exact, prefix, rows):
+def test_replies_equal_greedy_decoding_with_full_passes(exact, prefix, rows, together, free):
     texts, starts, rooms = map(list, zip(*rows, strict=True))
     expected = [reference_reply(exact, prefix, *row) for row in rows]
-    assert Decoder(exact).write_replies(prefix, texts, starts, rooms) == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(decoding.FREE_TOKENS, "cpu", free)
+        assert Decoder(exact).write_replies(prefix, texts, starts, rooms, together=together) == expected
 
 
 def forced(length, tail):
@@ -182,13 +187,57 @@ def test_only_forks_take_a_pass_of_their_own(exact, monkeypatch):
     passes = []
     extend = Decoder.extend
     monkeypatch.setattr(
-        Decoder, "extend", lambda self, rows, tokens: passes.append(tokens) or extend(self, rows, tokens)
+        Decoder, "extend", lambda self, rows, tokens, **k: passes.append(tokens) or extend(self, rows, tokens, **k)
     )
     decoder = Decoder(exact)
     decoder.score_labels([], [[1, 2]], [[5, 6, 7], [8, 9], [10]])
     assert passes == [[[1, 2]]]
     decoder.score_labels([], [[1, 2]], [[5, 6, 7, 8], [5, 6, 7, 9, 9], [10]])
     assert passes[1:] == [[[1, 2]], [[5, 6, 7]]]
+
+
+def test_right_guesses_save_passes_and_wrong_ones_cost_none(exact, monkeypatch):
+    passes = []
+    extend = Decoder.extend
+    monkeypatch.setattr(
+        Decoder, "extend", lambda self, rows, tokens, **k: passes.append(tokens) or extend(self, rows, tokens, **k)
+    )
+    nodes = [Node() for _ in range(8)]
+    for node, following in zip(nodes, [*nodes[1:], Node(is_end=True)], strict=True):
+        node.next = {token: following for token in (5, 6, 7)}
+
+    def run():
+        passes.clear()
+        reply = Decoder(exact).write_replies([1], [[2, 3]], [nodes[0]], [20])[0]
+        return reply, len(passes)
+
+    reply, plain = run()
+    assert plain == 1 + 8  # the prefix, the text, and each token but the last
+    for node, token in zip(nodes, reply, strict=True):
+        node.likely = token
+    assert run() == (reply, 2)
+    for node, token in zip(nodes, reply, strict=True):
+        node.likely = 5 + (token - 4) % 3
+    assert run() == (reply, plain)
+    assert len(passes[-1][0]) == 1, "the last token decides alone"
+
+
+def test_rows_enter_where_others_leave(exact, monkeypatch):
+    alive = []
+    write = Decoder._write
+    monkeypatch.setattr(
+        Decoder,
+        "_write",
+        lambda self, rows, writings, first: (
+            alive.append((first, [w.number for w in writings])) or write(self, rows, writings, first)
+        ),
+    )
+    loop = Node()
+    loop.next = {5: loop, 6: loop}
+    Decoder(exact).write_replies([], [[1]] * 5, [loop] * 5, [9, 1, 2, 2, 2], together=2)
+    assert alive[:3] == [(0, [0, 1]), (1, [2]), (0, [0, 2])]
+    assert sorted({number for _, numbers in alive for number in numbers}) == list(range(5))
+    assert max(len(numbers) + first for first, numbers in alive) == 2
 
 
 @pytest.mark.parametrize("prefix", [[], list(range(20, 50))])
@@ -237,26 +286,28 @@ def test_a_reply_stops_at_its_room(exact):
     assert [len(reply) for reply in Decoder(exact).write_replies([], [[1], [2]], [loop, forced], [7, 3])] == [7, 3]
 
 
-def test_prefixes_are_computed_once_and_only_the_last_used_are_kept(exact):
+def test_prefixes_are_computed_once_and_the_last_used_are_kept(exact, monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_PREFIX_TOKENS", 9)
     decoder = Decoder(exact)
     first = decoder.prefix([1, 2, 3])
-    for number in range(decoding.MAX_PREFIXES - 1):
-        decoder.prefix([number, 9])
+    for number in range(4):
+        decoder.prefix([number, 9, 9])
         assert decoder.prefix([1, 2, 3]) is first
-    second = decoder.prefix([0, 9])
-    decoder.prefix([1, 2, 3])
-    decoder.prefix([4, 4])
-    assert decoder.prefix([1, 2, 3]) is first and decoder.prefix([0, 9]) is second
-    for number in range(decoding.MAX_PREFIXES):
-        decoder.prefix([7, number])
+        assert sum(map(len, decoder._prefixes)) <= 9
+    second = decoder.prefix([3, 9, 9])
+    decoder.prefix([4, 4, 4, 4])
+    assert decoder.prefix([3, 9, 9]) is second
     assert decoder.prefix([1, 2, 3]) is not first
-    assert len(decoder._prefixes) == decoding.MAX_PREFIXES
+    long = decoder.prefix(list(range(20)))
+    assert decoder.prefix(list(range(20))) is long, "one is kept whatever its length"
+    assert len(decoder._prefixes) == 1
 
 
-def test_a_prefix_holds_only_its_own_tokens(exact):
+def test_a_prefix_holds_its_own_tokens_and_one_of_zeros(exact):
     prefix = Decoder(exact).prefix([1, 2, 3])
     assert prefix.length == 3
-    assert {tuple(keys.shape) for keys in prefix.keys + prefix.values} == {(4, 3, 16)}
+    assert {tuple(part.shape) for part in prefix.keys + prefix.values} == {(4, 4, 16)}
+    assert all(part[:, 3].abs().max() == 0 and part[:, 2].abs().max() > 0 for part in prefix.keys + prefix.values)
 
 
 def test_scoring_leaves_the_prefix_as_it_was(exact):

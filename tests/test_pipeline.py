@@ -74,33 +74,48 @@ def test_label_scores_name_every_word_and_are_log_probabilities(pipeline):
     assert [sum(map(math.exp, row.values())) for row in scores] == pytest.approx([1] * len(TEXTS), abs=1e-4)
 
 
-@pytest.mark.parametrize(("rows", "tokens"), [(1, 4096), (2, 4096), (64, 1), (3, 40), (64, 100)])
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 512), (2, 512), (64, 1), (3, 40), (64, 100)])
 def test_results_come_in_input_order_whatever_the_batching(pipeline, monkeypatch, rows, tokens):
     order = random.Random(rows + tokens).sample(range(len(TEXTS)), len(TEXTS))
     texts = [TEXTS[place] for place in order]
     scores = [replies_of(pipeline([prompt], **labels_of(LANGUAGE)))[0] for prompt in prompts_of(LANGUAGE, texts)]
     items = [replies_of(pipeline([prompt], **items_of(ENTITIES)))[0] for prompt in prompts_of(ENTITIES, texts)]
     assert len(set(items)) > 1 and len(set(scores)) > 1
-    monkeypatch.setattr(pipeline_module, "BATCH_ROWS", rows)
-    monkeypatch.setattr(pipeline_module, "BATCH_TOKENS", tokens)
+    monkeypatch.setattr(pipeline_module, "MAX_ROWS", rows)
+    monkeypatch.setattr(pipeline_module, "PASS_TOKENS", tokens)
+    monkeypatch.setattr(pipeline_module, "ROW_BYTES", tokens * 2 * pipeline.decoder.token_bytes)
     assert_same_scores(replies_of(pipeline(prompts_of(LANGUAGE, texts), **labels_of(LANGUAGE))), scores)
     assert replies_of(pipeline(prompts_of(ENTITIES, texts), **items_of(ENTITIES))) == items
 
 
-def test_no_batch_holds_more_rows_or_tokens_than_allowed(pipeline, monkeypatch):
-    sizes = []
-    score = pipeline.decoder.score_labels
+def test_no_pass_holds_more_tokens_and_no_batch_more_rows_than_allowed(pipeline, monkeypatch):
+    scored, written = [], []
+    score, write = pipeline.decoder.score_labels, pipeline.decoder.write_replies
+    monkeypatch.setattr(
+        pipeline.decoder,
+        "score_labels",
+        lambda prefix, rows, labels: scored.append([len(row) for row in rows]) or score(prefix, rows, labels),
+    )
 
-    def spy(prefix, rows, labels):
-        sizes.append((len(rows), max(map(len, rows))))
-        return score(prefix, rows, labels)
+    def spy(prefix, rows, *rest, together):
+        written.append(([len(row) for row in rows], together))
+        return write(prefix, rows, *rest, together=together)
 
-    monkeypatch.setattr(pipeline.decoder, "score_labels", spy)
-    monkeypatch.setattr(pipeline_module, "BATCH_ROWS", 3)
-    monkeypatch.setattr(pipeline_module, "BATCH_TOKENS", 60)
+    monkeypatch.setattr(pipeline.decoder, "write_replies", spy)
+    monkeypatch.setattr(pipeline_module, "PASS_TOKENS", 60)
     pipeline(prompts_of(LANGUAGE, TEXTS * 2), **labels_of(LANGUAGE))
-    assert all(rows <= 3 and (rows == 1 or rows * longest <= 60) for rows, longest in sizes)
-    assert sizes == sorted(sizes, key=lambda size: -size[1]), "longest first"
+    assert all(len(lengths) == 1 or sum(lengths) <= 60 for lengths in scored)
+    flat = [length for lengths in scored for length in lengths]
+    assert len(flat) == len(TEXTS) * 2 and flat == sorted(flat, reverse=True), "longest first"
+    assert min(len(lengths) for lengths in scored) < max(len(lengths) for lengths in scored), "by tokens, not by rows"
+
+    monkeypatch.setattr(pipeline_module, "MAX_ROWS", 3)
+    for room, expected in ((3.2, 3), (2.1, 2), (1.1, 1), (0.1, 1), (50, 3)):
+        longest = max(len(pipeline.tokenizer(ENTITIES.query.replace("{text}", text))["input_ids"]) for text in TEXTS)
+        size = room * 2 * longest * pipeline.decoder.token_bytes
+        monkeypatch.setattr(pipeline_module, "ROW_BYTES", int(size))
+        pipeline(prompts_of(ENTITIES, TEXTS), **items_of(ENTITIES))
+        assert written[-1] == (sorted(written[-1][0], reverse=True), expected)
 
 
 def test_prompts_with_different_shots_may_stand_in_one_call(pipeline):
@@ -141,11 +156,11 @@ def test_a_prompt_without_its_query_is_an_error_that_shows_the_query(pipeline, t
 )
 def test_any_text_stays_in_its_own_row_behind_the_same_prefix(pipeline, text, k, task):
     prefix = prompt_template(task, k).format(text="\0").partition(task.query.split("{text}")[0] + "\0")[0]
-    ((ids, places, rows, texts),) = pipeline._batches(prompts_of(task, [text], k), task.query)
-    assert texts == [to_prompt_text(text)] and places == [0]
+    ((ids, (row,)),) = pipeline._groups(prompts_of(task, [text], k), task.query)
+    assert (row.text, row.place) == (to_prompt_text(text), 0)
     assert pipeline.tokenizer.decode(ids) == prefix
-    assert pipeline.tokenizer.decode(rows[0]) == task.query.replace("{text}", to_prompt_text(text))
-    assert not set(rows[0]) & set(pipeline.tokenizer.all_special_ids), "a text may not hold a special token"
+    assert pipeline.tokenizer.decode(row.ids) == task.query.replace("{text}", to_prompt_text(text))
+    assert not set(row.ids) & set(pipeline.tokenizer.all_special_ids), "a text may not hold a special token"
 
 
 def test_plain_generation_is_that_of_the_shipped_langchain_class(tiny_model):
