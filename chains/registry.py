@@ -1,30 +1,39 @@
 """The table of models, and ``load``: from a name to a model that answers."""
 
+import glob
 import hashlib
 import os
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chains.config import load_settings
 from chains.errors import ModelError
 from chains.prompts import to_prompt_text
 
 if TYPE_CHECKING:
+    import torch
+
     from chains.pipeline import BloomLLM
 
 __all__ = ["EMBEDDED", "MODELS", "Model", "ModelInfo", "find_model", "free_memory_bytes", "load"]
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "models" / "bloom-mini"
-# The interpreter, torch and the dashboard before any model: measured by benchmarks/bench_memory.py.
+# Measured by benchmarks/bench_memory.py: the interpreter, torch and the dashboard before any model; what any model's
+# work takes (tokenizer, libraries that load late, compiled kernels); and what grows with the layers (keys, values,
+# activations, touched rows of the vocabulary): together 0.71 GB for the embedded model, 1.52 GB for bloomz-560m.
 BASE_MEMORY_BYTES = 530_000_000
+WORK_MEMORY_BYTES = 150_000_000
+WORK_PER_LAYER_BYTE = 0.4
 
 
 @dataclass(frozen=True)
 class ModelInfo:
     """What is known of a model before it is loaded. ``shots`` is the default number of few-shot examples,
-    ``window_tokens`` the most tokens of a text that are read at once."""
+    ``window_tokens`` the most tokens of a text that are read at once; ``vocabulary`` of the parameters are rows of the
+    vocabulary matrix, which stays on disk."""
 
     name: str
     source: str
@@ -33,6 +42,7 @@ class ModelInfo:
     licence: str
     shots: int = 3
     window_tokens: int = 512
+    vocabulary: int = 0
 
     @property
     def download_bytes(self) -> int:
@@ -40,26 +50,46 @@ class ModelInfo:
         return 2 * self.parameters
 
     @property
+    def layer_bytes(self) -> int:
+        """Size of all but the vocabulary matrix in bf16: what is in memory for as long as the model is."""
+        return 2 * (self.parameters - self.vocabulary)
+
+    @property
     def memory_bytes(self) -> int:
-        """Resident memory that the whole program needs with this model in bf16, with a tenth for the work itself."""
-        return BASE_MEMORY_BYTES + int(2 * self.parameters * 1.1)
+        """Resident memory that the whole program needs with this model in bf16 at work."""
+        return BASE_MEMORY_BYTES + WORK_MEMORY_BYTES + int((1 + WORK_PER_LAYER_BYTE) * self.layer_bytes)
 
 
-def _bloomz(size: str, parameters: int, revision: str | None = None) -> ModelInfo:
-    licence = "BigScience BLOOM RAIL 1.0"
-    return ModelInfo(f"bloomz-{size}", f"bigscience/bloomz-{size}", revision, parameters, licence)
+def _bloomz(size: str, hidden: int, parameters: int, revision: str | None = None) -> ModelInfo:
+    return ModelInfo(
+        f"bloomz-{size}",
+        f"bigscience/bloomz-{size}",
+        revision,
+        parameters,
+        "BigScience BLOOM RAIL 1.0",
+        vocabulary=250_880 * hidden,
+    )
 
 
 # Parameters as counted from each model's BloomConfig.
 MODELS: dict[str, ModelInfo] = {
     info.name: info
     for info in (
-        ModelInfo(EMBEDDED, str(EMBEDDED_FOLDER), None, 16_939_776, "CC BY-SA 4.0", shots=0, window_tokens=96),
-        _bloomz("560m", 559_214_592, "a2845d7e13dd12efae154a9f1c63fcc2e0cc4b05"),
-        _bloomz("1b1", 1_065_314_304),
-        _bloomz("1b7", 1_722_408_960),
-        _bloomz("3b", 3_002_557_440),
-        _bloomz("7b1", 7_069_016_064),
+        ModelInfo(
+            EMBEDDED,
+            str(EMBEDDED_FOLDER),
+            None,
+            16_939_776,
+            "CC BY-SA 4.0",
+            shots=0,
+            window_tokens=96,
+            vocabulary=16_384 * 384,
+        ),
+        _bloomz("560m", 1024, 559_214_592, "a2845d7e13dd12efae154a9f1c63fcc2e0cc4b05"),
+        _bloomz("1b1", 1536, 1_065_314_304),
+        _bloomz("1b7", 2048, 1_722_408_960),
+        _bloomz("3b", 2560, 3_002_557_440),
+        _bloomz("7b1", 4096, 7_069_016_064),
     )
 }
 
@@ -132,39 +162,30 @@ def free_memory_bytes() -> int:
 def load(name: str) -> Model:
     """The model of that name, ready to answer. Slow; whoever calls this keeps the result.
 
-    Weights are safetensors only and no code of a checkpoint is run. On a CPU they are bf16 where the processor
-    computes in it and fp32 otherwise, never fp16, which a CPU computes several times slower; on CUDA bf16.
+    Weights are safetensors only and no code of a checkpoint is run; which type they have ``weights.choose_dtype`` says.
 
     Raises:
         ModelError: no such model, no memory or no network for it, or not a BLOOM checkpoint.
     """
     info = find_model(name)
     free = free_memory_bytes()
-    if info.parameters and 2 * info.parameters > free:
+    if info.layer_bytes > free:
         raise ModelError(
-            f"{info.name} needs about {2 * info.parameters / 1e9:.1f} GB for its weights, and {free / 1e9:.1f} GB of "
+            f"{info.name} needs about {info.layer_bytes / 1e9:.1f} GB for its layers, and {free / 1e9:.1f} GB of "
             "memory are free. Close other programs, or choose a smaller model."
         )
     import torch
-    from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM
-    from transformers.utils import logging
+    from transformers import AutoTokenizer, BloomConfig
 
+    from chains import weights
     from chains.pipeline import make_llm
 
-    # Only a download is slow enough for a progress bar on standard error.
-    (logging.disable_progress_bar if os.path.isdir(info.source) else logging.enable_progress_bar)()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    options = {"revision": info.revision} if info.revision else {}
     try:
-        config = BloomConfig.from_pretrained(info.source, **options)
-        if config.model_type != "bloom":
-            raise ModelError(f"{info.name} is a {config.model_type!r} model. Only BLOOM checkpoints can be used.")
-        tokenizer = AutoTokenizer.from_pretrained(info.source, trust_remote_code=False, **options)
-        model, found = BloomForCausalLM.from_pretrained(
-            info.source, dtype=_dtype(device), use_safetensors=True, output_loading_info=True, **options
-        )
-        if found["missing_keys"]:  # transformers would go on with random numbers
-            raise ValueError(f"its weights lack {min(found['missing_keys'])!r}.")
+        folder, revision = _checkpoint(info, weights.choose_dtype(device))
+        config = BloomConfig.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = weights.load_mapped(folder, config)
     except ModelError:
         raise
     except Exception as error:  # what a broken checkpoint raises has no common family
@@ -178,16 +199,48 @@ def load(name: str) -> Model:
     tokenizer.padding_side = "left"
     # A text that completes a special token, as "s" does in "<s>(", is cut as plain text.
     tokenizer.split_special_tokens = True
-    model.eval().to(device)
-    revision = getattr(config, "_commit_hash", None) or fingerprint(Path(info.source))
-    return Model(info, make_llm(model, tokenizer, info.name, revision))
+    if device == "cpu" and weights.can_pack(model.dtype):
+        weights.pack(model)
+    return Model(info, make_llm(model.to(device), tokenizer, info.name, revision))
 
 
-def _dtype(device: str) -> object:
-    """bf16 on CUDA and on processors that multiply in it, fp32 on others."""
-    import torch
+def _checkpoint(info: ModelInfo, dtype: "torch.dtype") -> tuple[Path, str]:
+    """The folder with the model's weights in ``dtype``, and their revision.
 
-    return torch.bfloat16 if device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    A checkpoint in another type is converted once into ``models/<name>-<revision>-<dtype>`` in the data folder; for a
+    model of the Hub that copy is all that later loads look at, so they need no network.
+    """
+    from huggingface_hub import snapshot_download
+    from transformers import BloomConfig
+
+    from chains import weights
+
+    copies, suffix = load_settings().data_folder / "models", str(dtype).removeprefix("torch.")
+    is_local = os.path.isdir(info.source)
+    name = Path(info.source).resolve().name if is_local else info.name.replace("/", "--")
+    if not is_local:
+        pattern = f"{glob.escape(name)}-{(info.revision or '?' * 8)[:8]}-{suffix}"
+        for copy in sorted(copies.glob(pattern), key=os.path.getmtime, reverse=True):
+            return copy, copy.name.split("-")[-2]
+    config = BloomConfig.from_pretrained(info.source, revision=info.revision or "main")
+    if config.model_type != "bloom":
+        raise ModelError(f"{info.name} is a {config.model_type!r} model. Only BLOOM checkpoints can be used.")
+    if is_local:
+        source = Path(info.source)
+        revision = fingerprint(source)
+    else:
+        files = {"allow_patterns": ["*.json", "*.safetensors"], "ignore_patterns": ["*/*"]}
+        download = partial(snapshot_download, info.source, revision=info.revision, **files)
+        try:
+            source = Path(download())
+        except Exception:  # no network: an earlier download will do
+            source = Path(download(local_files_only=True))
+        revision = source.name  # the commit
+    if weights.holds(source, dtype):
+        return source, revision
+    copy = copies / f"{name}-{revision[:8]}-{suffix}"
+    weights.convert(source, copy, dtype)
+    return copy, revision[:8]
 
 
 def fingerprint(folder: Path) -> str:

@@ -14,7 +14,7 @@ README = ROOT / "README.md"
 # A module imports from its own level or the ones before it; within a level there are no circles.
 LEVELS = [
     {"schema", "errors", "config"},
-    {"prompts", "parsers", "metrics", "decoding", "grounding", "spans", "windows", "tables", "store"},
+    {"prompts", "parsers", "metrics", "decoding", "weights", "grounding", "spans", "windows", "tables", "store"},
     {"pipeline"},
     {"registry"},
     {"language", "entities"},
