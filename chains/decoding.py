@@ -14,10 +14,12 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import BloomForCausalLM
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from chains.grounding import Node
+from chains.weights import PackedLinear
 
 __all__ = ["Decoder", "Fork", "Writing"]
 
@@ -107,6 +109,18 @@ class Fork:
     node: Node
 
 
+def gelu(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """``gelu(layer(x))``, fused where the layer can."""
+    if isinstance(layer, PackedLinear):
+        return layer.gelu(x)
+    return F.gelu(layer(x), approximate="tanh")
+
+
+def plus(layer: nn.Module, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """``layer(x) + residual``, fused where the layer can."""
+    return layer.plus(x, residual) if isinstance(layer, PackedLinear) else residual + layer(x)
+
+
 class Decoder:
     """Runs a loaded ``BloomForCausalLM``; not safe for several threads at once."""
 
@@ -125,7 +139,8 @@ class Decoder:
     @property
     def token_bytes(self) -> int:
         """What the keys and values of one token take."""
-        return 2 * len(self.blocks) * self.heads * self.head_dim * self.vocabulary.element_size()
+        size: int = 2 * len(self.blocks) * self.heads * self.head_dim * self.vocabulary.element_size()
+        return size
 
     @torch.inference_mode()
     def prefix(self, ids: Sequence[int]) -> Prefix:
@@ -206,9 +221,9 @@ class Decoder:
             weights = F.softmax(past, -1).to(self.dtype)
             mixed = (weights @ rows.prefix.values[layer]).transpose(0, 1)
             mixed = torch.addcmul(mixed, weights[..., -1:].transpose(0, 1), unpad(own))
-            x = x + attention.dense(mixed.flatten(1))
-            inner = block.mlp.dense_h_to_4h(block.post_attention_layernorm(x))
-            x = x + block.mlp.dense_4h_to_h(F.gelu(inner, approximate="tanh"))
+            x = plus(attention.dense, mixed.flatten(1), x)
+            inner = gelu(block.mlp.dense_h_to_4h, block.post_attention_layernorm(x))
+            x = plus(block.mlp.dense_4h_to_h, inner, x)
         if wanted is None:
             wanted = [end - 1 for end in accumulate(counts)]
         return cast(torch.Tensor, self.bloom.ln_f(x[list(wanted)]))

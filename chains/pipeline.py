@@ -23,8 +23,9 @@ from chains.prompts import Task
 
 __all__ = ["BloomPipeline", "items_of", "labels_of", "make_llm", "plain_options"]
 
-# Own tokens scored in one pass: enough for matrix products at full speed, few enough for the processor's caches.
-PASS_TOKENS = 512
+# Hidden numbers (tokens × width) scored in one pass: enough for matrix products at full speed, few enough for the
+# processor's caches.
+PASS_SIZE = 2**19
 MAX_ROWS = 64  # that write replies together
 ROW_BYTES = 128_000_000  # for the keys and values of their own tokens
 
@@ -75,11 +76,11 @@ class Row:
     ids: list[int]
 
 
-def _parts(rows: list[Row]) -> Iterator[list[Row]]:
-    """Neighbouring rows of up to ``PASS_TOKENS`` tokens together, at least one."""
+def _parts(rows: list[Row], tokens: int) -> Iterator[list[Row]]:
+    """Neighbouring rows of up to ``tokens`` together, at least one."""
     part: list[Row] = []
     for row in rows:
-        if part and sum(len(other.ids) for other in part) + len(row.ids) > PASS_TOKENS:
+        if part and sum(len(other.ids) for other in part) + len(row.ids) > tokens:
             yield part
             part = []
         part.append(row)
@@ -115,7 +116,7 @@ class BloomPipeline(TextGenerationPipeline):  # type: ignore[misc]
         labels = [self._cut(word) for word in words]
         replies = [""] * len(prompts)
         for prefix, rows in self._groups(prompts, query):
-            for part in _parts(rows):
+            for part in _parts(rows, PASS_SIZE // self.model.config.hidden_size):
                 scores = self.decoder.score_labels(prefix, [row.ids for row in part], labels)
                 for row, values in zip(part, scores.tolist(), strict=True):
                     named = {word.strip(): score for word, score in zip(words, values, strict=True)}

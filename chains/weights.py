@@ -231,7 +231,19 @@ class PackedLinear(nn.Module):
         self.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return self._product(x, "none", "")
+
+    def gelu(self, x: torch.Tensor) -> torch.Tensor:
+        """``gelu(self(x))`` by BLOOM's approximation, in one pass over the result."""
+        return self._product(x, "gelu", "tanh")
+
+    def plus(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """``self(x) + residual`` in one pass over the result."""
+        total: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+        return total
+
+    def _product(self, x: torch.Tensor, then: str, way: str) -> torch.Tensor:
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, then, [], way)
         return product
 
 

@@ -82,7 +82,7 @@ def test_results_come_in_input_order_whatever_the_batching(pipeline, monkeypatch
     items = [replies_of(pipeline([prompt], **items_of(ENTITIES)))[0] for prompt in prompts_of(ENTITIES, texts)]
     assert len(set(items)) > 1 and len(set(scores)) > 1
     monkeypatch.setattr(pipeline_module, "MAX_ROWS", rows)
-    monkeypatch.setattr(pipeline_module, "PASS_TOKENS", tokens)
+    monkeypatch.setattr(pipeline_module, "PASS_SIZE", tokens * pipeline.model.config.hidden_size)
     monkeypatch.setattr(pipeline_module, "ROW_BYTES", tokens * 2 * pipeline.decoder.token_bytes)
     assert_same_scores(replies_of(pipeline(prompts_of(LANGUAGE, texts), **labels_of(LANGUAGE))), scores)
     assert replies_of(pipeline(prompts_of(ENTITIES, texts), **items_of(ENTITIES))) == items
@@ -102,7 +102,7 @@ def test_no_pass_holds_more_tokens_and_no_batch_more_rows_than_allowed(pipeline,
         return write(prefix, rows, *rest, together=together)
 
     monkeypatch.setattr(pipeline.decoder, "write_replies", spy)
-    monkeypatch.setattr(pipeline_module, "PASS_TOKENS", 60)
+    monkeypatch.setattr(pipeline_module, "PASS_SIZE", 60 * pipeline.model.config.hidden_size)
     pipeline(prompts_of(LANGUAGE, TEXTS * 2), **labels_of(LANGUAGE))
     assert all(len(lengths) == 1 or sum(lengths) <= 60 for lengths in scored)
     flat = [length for lengths in scored for length in lengths]
