@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint clean
+.PHONY: run test lint bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/python -m streamlit run streamlit_app.py
@@ -15,6 +15,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks.bench_memory embedded random:560m random:1b1
+	$(BIN)/python -m benchmarks.bench_speed --model random:560m
+	$(BIN)/python -m benchmarks.bench_speed --model random:1b1 --rows tuned,ctranslate2,ours
+	$(BIN)/python -m benchmarks.bench_speed --model embedded --rows plain,tuned,ours
 
 clean:
 	rm -rf $(VENV)
@@ -30,6 +36,10 @@ $(VENV)/.installed: $(VENV)/.created requirements.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-dev requirements-bench.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	touch $@
 
 # The browser tests drive Chromium: the one on the path, else Debian's package, else Playwright's own.

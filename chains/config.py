@@ -13,13 +13,17 @@ class Settings:
     """What a user may set from outside; nothing in it is secret, so its repr is safe to print.
 
     ``data_folder`` (``BLOOM_LENS_DATA``) holds jobs and their results; it is created when first needed.
+    ``precision`` (``BLOOM_LENS_PRECISION``) is empty for the type that suits the processor, or ``int8``.
     """
 
     data_folder: Path = Path(".data")
+    precision: str = ""
 
 
 def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     """The settings of ``environment`` (by default the process's own); an unset or blank variable gives the default."""
     environment = os.environ if environment is None else environment
-    folder = environment.get("BLOOM_LENS_DATA", "").strip()
-    return Settings(data_folder=Path(folder).expanduser()) if folder else Settings()
+    return Settings(
+        data_folder=Path(environment.get("BLOOM_LENS_DATA", "").strip() or ".data").expanduser(),
+        precision=environment.get("BLOOM_LENS_PRECISION", "").strip().lower(),
+    )

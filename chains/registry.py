@@ -104,8 +104,9 @@ class Model:
 
     @property
     def version(self) -> str:
-        """The model's name and the beginning of its weights' fingerprint."""
-        return f"{self.name} · {self.llm.revision[:8]}"
+        """The model's name and the beginning of its weights' fingerprint, with the precision if it is a lower one."""
+        precision, _, revision = self.llm.revision.rpartition("-")
+        return f"{self.name} · {revision[:8]}" + f" · {precision}" * bool(precision)
 
     def count_tokens(self, text: str) -> int:
         """The number of tokens that the model's tokenizer cuts ``text`` into, as it stands in a prompt."""
@@ -181,6 +182,12 @@ def load(name: str) -> Model:
     from chains.pipeline import make_llm
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = load_settings().precision
+    if precision not in ("", "int8") or (precision and (device == "cuda" or not weights.can_compute_int8())):
+        raise ModelError(
+            f"BLOOM_LENS_PRECISION is {precision!r}: expected 'int8', on a processor with VNNI and without a GPU, or "
+            "nothing. Unset it for the type that suits this machine."
+        )
     try:
         folder, revision = _checkpoint(info, weights.choose_dtype(device))
         config = BloomConfig.from_pretrained(folder)
@@ -199,7 +206,10 @@ def load(name: str) -> Model:
     tokenizer.padding_side = "left"
     # A text that completes a special token, as "s" does in "<s>(", is cut as plain text.
     tokenizer.split_special_tokens = True
-    if device == "cpu" and weights.can_pack(model.dtype):
+    if precision:
+        weights.pack(model, weights.Int8Linear)
+        revision = f"{precision}-{revision}"  # its answers are not those of the exact weights
+    elif device == "cpu" and weights.can_pack(model.dtype):
         weights.pack(model)
     return Model(info, make_llm(model.to(device), tokenizer, info.name, revision))
 

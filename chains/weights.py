@@ -23,9 +23,20 @@ from transformers import BloomConfig, BloomForCausalLM, GenerationConfig
 
 from chains.errors import ModelError
 
-__all__ = ["PackedLinear", "can_pack", "choose_dtype", "convert", "holds", "load_mapped", "pack"]
+__all__ = [
+    "Int8Linear",
+    "PackedLinear",
+    "can_compute_int8",
+    "can_pack",
+    "choose_dtype",
+    "convert",
+    "holds",
+    "load_mapped",
+    "pack",
+]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TINY = 1e-12  # instead of a largest number of zero
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 VOCABULARY, HEAD = "transformer.word_embeddings.weight", "lm_head.weight"
@@ -247,14 +258,46 @@ class PackedLinear(nn.Module):
         return product
 
 
+class Int8Linear(nn.Module):
+    """``nn.Linear`` with its weight (out, in) in int8, one scale a row, and inputs in int8, one scale a token.
+
+    A token's numbers become ``round(127 x / max|x|)``, so its neighbours in a batch change nothing (LLM.int8(),
+    https://arxiv.org/abs/2208.07339, section 2; its columns of outliers in 16 bits are left out).
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach().float()
+        self.scales: torch.Tensor = weight.abs().amax(1).clamp(min=TINY) / 127
+        whole = (weight / self.scales[:, None]).round().to(torch.int8)
+        self.weight = nn.Parameter(torch.ops.onednn.qlinear_prepack(whole, None), requires_grad=False)
+        self.bias: torch.Tensor = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
+        self.zeros: torch.Tensor = torch.zeros(len(self.scales), dtype=torch.int32)
+        self.shift: torch.Tensor = torch.tensor(128.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        largest = x.abs().amax(-1, keepdim=True).clamp_(min=TINY)
+        # oneDNN multiplies bytes without a sign by bytes with one, so inputs are moved by 128; the cut rounds.
+        whole = torch.addcmul(self.shift, x, 127 / largest.float()).to(torch.uint8)
+        product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+            whole, 1 / 127, 128, self.weight, self.scales, self.zeros, None, 1.0, 0, x.dtype, "none", [], ""
+        )
+        return torch.addcmul(self.bias, product, largest)
+
+
+def can_compute_int8() -> bool:
+    """Whether this processor adds products of bytes without overflow (VNNI), and this torch uses it."""
+    return bool(torch.cpu._is_vnni_supported()) and hasattr(torch.ops.onednn, "qlinear_pointwise")
+
+
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether this machine's torch has packed products for models in ``dtype`` on the CPU."""
     names = ("_reorder_linear_weight", "_linear_pointwise")
     return dtype == torch.bfloat16 == choose_dtype("cpu") and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
-def pack(model: BloomForCausalLM) -> None:
-    """Move all but the vocabulary matrix of a mapped model into memory, the blocks' linear layers packed.
+def pack(model: BloomForCausalLM, kind: type[PackedLinear] | type[Int8Linear] = PackedLinear) -> None:
+    """Move all but the vocabulary matrix of a mapped model into memory, the blocks' linear layers as ``kind``.
 
     One tensor at a time: the pages of each are freed as soon as it is copied.
     """
@@ -267,7 +310,7 @@ def pack(model: BloomForCausalLM) -> None:
         for parent in (block.self_attention, block.mlp):
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.Linear):
-                    setattr(parent, name, PackedLinear(child))
+                    setattr(parent, name, kind(child))
     for parameter in model.parameters():
         if parameter.dim() == 1:
             parameter.data = parameter.data.clone()

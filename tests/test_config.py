@@ -19,6 +19,13 @@ def test_data_folder_comes_from_the_environment(environment, folder):
     assert load_settings(environment) == Settings(data_folder=folder)
 
 
+@pytest.mark.parametrize(
+    ("value", "precision"), [("", ""), (" ", ""), ("int8", "int8"), (" INT8 ", "int8"), ("fp4", "fp4")]
+)
+def test_precision_comes_from_the_environment(value, precision):
+    assert load_settings({"BLOOM_LENS_PRECISION": value}) == Settings(precision=precision)
+
+
 def test_the_process_environment_is_the_default(monkeypatch):
     monkeypatch.setenv("BLOOM_LENS_DATA", "elsewhere")
     assert load_settings().data_folder == Path("elsewhere")

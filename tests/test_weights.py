@@ -17,8 +17,19 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from chains import registry, weights
 from chains.errors import ModelError
+from chains.language import detect_language
 from chains.registry import MODELS, fingerprint, load
-from chains.weights import PackedLinear, can_pack, choose_dtype, convert, holds, load_mapped, pack
+from chains.weights import (
+    Int8Linear,
+    PackedLinear,
+    can_compute_int8,
+    can_pack,
+    choose_dtype,
+    convert,
+    holds,
+    load_mapped,
+    pack,
+)
 
 IDS = torch.tensor([[5, 17, 250, 4, 99], [8, 8, 301, 0, 1]])
 
@@ -142,6 +153,70 @@ def test_a_packed_product_takes_inputs_that_are_not_contiguous(cut):
     plain = torch.nn.Linear(x.shape[-1], 64).to(torch.bfloat16)
     assert not x.is_contiguous()
     torch.testing.assert_close(PackedLinear(plain)(x), plain(x), atol=0.02, rtol=0.01)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("shape", [(1, 64), (200, 64), (3, 7, 64), (0, 64)])
+def test_fused_products_are_the_plain_ones(shape):
+    torch.manual_seed(1)
+    plain = torch.nn.Linear(64, 192).to(torch.bfloat16)
+    x, residual = torch.randn(shape).bfloat16(), torch.randn(*shape[:-1], 192).bfloat16()
+    packed = PackedLinear(plain)
+    gelu = torch.nn.functional.gelu(plain(x), approximate="tanh")
+    torch.testing.assert_close(packed.gelu(x), gelu, atol=0.02, rtol=0.01)
+    torch.testing.assert_close(packed.plus(x, residual), plain(x) + residual, atol=0.03, rtol=0.01)
+
+
+needs_vnni = pytest.mark.skipif(not can_compute_int8(), reason="this processor has no VNNI")
+
+
+@needs_vnni
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(1, 64), (300, 64), (3, 7, 64), (0, 64)])
+def test_a_product_in_int8_is_that_of_the_rounded_numbers(shape, dtype):
+    torch.manual_seed(1)
+    plain = torch.nn.Linear(64, 192)
+    x = torch.randn(shape).to(dtype) * torch.randint(1, 50, (*shape[:-1], 1))
+    scales = plain.weight.abs().amax(1, keepdim=True) / 127
+    weight = (plain.weight / scales).round() * scales
+    size = x.float().abs().amax(-1, keepdim=True) / 127
+    expected = torch.nn.functional.linear((x / size).round() * size, weight, plain.bias)
+    product = Int8Linear(plain)(x.to(dtype))
+    assert product.shape == expected.shape
+    # Half a step of one input may round the other way.
+    torch.testing.assert_close(
+        product.float(), expected, atol=0.02 * float(size.max()) * 127 if len(x) else 1, rtol=0.02
+    )
+
+
+@needs_vnni
+@torch.inference_mode()
+def test_a_product_in_int8_depends_on_no_neighbour_and_takes_zeros():
+    layer = Int8Linear(torch.nn.Linear(64, 32).to(torch.bfloat16))
+    x = torch.cat([torch.randn(4, 64), 1000 * torch.randn(1, 64), torch.zeros(1, 64)]).bfloat16()
+    assert torch.equal(layer(x)[:4], layer(x[:4]))
+    assert torch.equal(layer(x)[5], layer.bias)
+
+
+@needs_vnni
+def test_int8_is_chosen_by_the_environment_and_named_in_the_version(tiny_folder, monkeypatch):
+    exact = load(str(tiny_folder))
+    monkeypatch.setenv("BLOOM_LENS_PRECISION", "int8")
+    model = load(str(tiny_folder))
+    assert isinstance(model.llm.pipeline.model.transformer.h[1].mlp.dense_4h_to_h, Int8Linear)
+    assert model.version == f"{exact.version} · int8" and model.llm.revision == f"int8-{exact.llm.revision}"
+    text = "Nadia Okafor left Siemens for Porto in 1998."
+    ours, theirs = (detect_language(text, one).probabilities for one in (model, exact))
+    assert ours == pytest.approx(theirs, abs=0.1) and ours != theirs
+
+
+@pytest.mark.parametrize("value", ["fp4", "int8"])
+def test_a_precision_that_this_machine_has_not_is_an_error(tiny_folder, monkeypatch, value):
+    monkeypatch.setenv("BLOOM_LENS_PRECISION", value)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    with pytest.raises(ModelError, match=f"BLOOM_LENS_PRECISION is '{value}'"):
+        load(str(tiny_folder))
 
 
 def test_the_type_is_chosen_by_device_and_processor_and_is_never_fp16_on_a_cpu(monkeypatch):
