@@ -38,7 +38,7 @@ TASKS = ("language", "entities", "single")
 # Texts of each length per round: about as many seconds for every row.
 TEXTS = {
     "plain": {"language": 2, "entities": 1, "single": 0},
-    "tuned": {"language": 8, "entities": 8, "single": 2},
+    "tuned": {"language": 8, "entities": 8, "single": 1},
     "ctranslate2": {"language": 40, "entities": 16, "single": 0},
     "llama.cpp": {"language": 16, "entities": 8, "single": 0},
     "ours": {"language": 40, "entities": 40, "single": 4},

@@ -28,6 +28,9 @@ MAX_PREFIX_TOKENS = 1024  # of all prefixes that are kept
 FREE_TOKENS = {"cpu": 24, "cuda": 256}
 STEP = 16  # tokens by which the rows' buffers grow
 MASKED = -1e9
+# Hidden numbers (tokens × width) of new texts in one pass: enough for matrix products at full speed, few enough for the
+# processor's caches.
+PASS_SIZE = 2**19
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ class Decoder:
         self.vocabulary = model.lm_head.weight  # (vocab, hidden)
         self.heads = model.config.n_head
         self.head_dim = model.config.hidden_size // self.heads
+        self.pass_tokens = max(1, PASS_SIZE // model.config.hidden_size)
         self.dtype, self.device = self.vocabulary.dtype, self.vocabulary.device
         # ALiBi's slope per head: build_alibi_tensor gives slope × position, so position 1 holds the slope.
         alibi = build_alibi_tensor(torch.ones(1, 2), self.heads, torch.float32)
@@ -294,13 +298,18 @@ class Decoder:
         rows = Rows(self, self.prefix(prefix), min(together, len(texts)), max(map(len, texts)) + min(max(rooms), 32))
         going: list[Writing] = []
         starts = iter(graphs)
+        is_filling = True
         while going or waiting:
-            kept = len(going)
+            kept, free = len(going), len(rows.lengths) - len(going)
             # A pass for a few new rows costs as much as for many.
-            if 4 * (len(rows.lengths) - kept) >= len(rows.lengths):
-                numbers = [waiting.popleft() for _ in range(min(len(waiting), len(rows.lengths) - kept))]
-                going += [Writing(number, next(starts), rooms[number], list(texts[number])) for number in numbers]
-                rows.lengths[kept : len(going)] = [0] * len(numbers)
+            is_filling = bool(waiting and free) and (is_filling or 4 * free >= len(rows.lengths))
+            if is_filling:
+                size = 0
+                while waiting and free and (not size or size + len(texts[waiting[0]]) <= self.pass_tokens):
+                    number, free = waiting.popleft(), free - 1
+                    size += len(texts[number])
+                    rows.lengths[len(going)] = 0
+                    going.append(Writing(number, next(starts), rooms[number], list(texts[number])))
             first = kept if len(going) > kept else 0
             self._write(rows, going[first:], first)
             for place in reversed(range(first, len(going))):

@@ -23,11 +23,7 @@ from chains.prompts import Task
 
 __all__ = ["BloomPipeline", "items_of", "labels_of", "make_llm", "plain_options"]
 
-# Hidden numbers (tokens × width) scored in one pass: enough for matrix products at full speed, few enough for the
-# processor's caches.
-PASS_SIZE = 2**19
-MAX_ROWS = 64  # that write replies together
-ROW_BYTES = 128_000_000  # for the keys and values of their own tokens
+MAX_ROWS = 128  # that write replies together
 
 
 def labels_of(task: Task) -> dict[str, Any]:
@@ -90,13 +86,16 @@ def _parts(rows: list[Row], tokens: int) -> Iterator[list[Row]]:
 class BloomPipeline(TextGenerationPipeline):  # type: ignore[misc]
     """Text generation, label scores and grounded replies of one BLOOM model, one caller at a time.
 
+    Replies are written together as long as the keys and values of their own tokens fit ``row_bytes``.
+
     The lock is needed: a fast tokenizer shared by threads raises "Already borrowed".
     """
 
-    def __init__(self, model: BloomForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, model: BloomForCausalLM, tokenizer: PreTrainedTokenizerBase, row_bytes: int) -> None:
         super().__init__(model=model, tokenizer=tokenizer, task="text-generation")
         self.decoder = Decoder(model)
         self.lock = threading.RLock()
+        self.row_bytes = row_bytes
 
     def __call__(self, text_inputs: str | Sequence[str], **options: Any) -> Any:
         """One ``[{"generated_text": reply}]`` per prompt (a bare one for a bare prompt), as transformers gives."""
@@ -116,7 +115,7 @@ class BloomPipeline(TextGenerationPipeline):  # type: ignore[misc]
         labels = [self._cut(word) for word in words]
         replies = [""] * len(prompts)
         for prefix, rows in self._groups(prompts, query):
-            for part in _parts(rows, PASS_SIZE // self.model.config.hidden_size):
+            for part in _parts(rows, self.decoder.pass_tokens):
                 scores = self.decoder.score_labels(prefix, [row.ids for row in part], labels)
                 for row, values in zip(part, scores.tolist(), strict=True):
                     named = {word.strip(): score for word, score in zip(words, values, strict=True)}
@@ -136,7 +135,7 @@ class BloomPipeline(TextGenerationPipeline):  # type: ignore[misc]
                 (reply_graph(row.text, markup) for row in rows),
                 [2 * len(row.ids) + 32 for row in rows],
                 # A reply is seldom longer than its text.
-                together=min(MAX_ROWS, ROW_BYTES // (2 * len(rows[0].ids) * self.decoder.token_bytes)) or 1,
+                together=min(MAX_ROWS, self.row_bytes // (2 * len(rows[0].ids) * self.decoder.token_bytes)) or 1,
             )
             for row, ids in zip(rows, written, strict=True):
                 replies[row.place] = self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -189,7 +188,15 @@ class BloomLLM(HuggingFacePipeline):
         return self.model_copy(update={"pipeline_kwargs": options.get("pipeline_kwargs")})
 
 
-def make_llm(model: BloomForCausalLM, tokenizer: PreTrainedTokenizerBase, name: str, revision: str) -> BloomLLM:
-    """The LangChain model that the chains take as their ``llm``."""
+def make_llm(
+    model: BloomForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    revision: str,
+    row_bytes: int = 64_000_000,
+) -> BloomLLM:
+    """The LangChain model that the chains take as their ``llm``; see ``BloomPipeline`` for ``row_bytes``."""
     # The pipeline makes its own batches, by length and tokens: hand it as many prompts as there are.
-    return BloomLLM(pipeline=BloomPipeline(model, tokenizer), model_id=name, revision=revision, batch_size=100_000)
+    return BloomLLM(
+        pipeline=BloomPipeline(model, tokenizer, row_bytes), model_id=name, revision=revision, batch_size=100_000
+    )

@@ -82,8 +82,8 @@ def test_results_come_in_input_order_whatever_the_batching(pipeline, monkeypatch
     items = [replies_of(pipeline([prompt], **items_of(ENTITIES)))[0] for prompt in prompts_of(ENTITIES, texts)]
     assert len(set(items)) > 1 and len(set(scores)) > 1
     monkeypatch.setattr(pipeline_module, "MAX_ROWS", rows)
-    monkeypatch.setattr(pipeline_module, "PASS_SIZE", tokens * pipeline.model.config.hidden_size)
-    monkeypatch.setattr(pipeline_module, "ROW_BYTES", tokens * 2 * pipeline.decoder.token_bytes)
+    monkeypatch.setattr(pipeline.decoder, "pass_tokens", tokens)
+    monkeypatch.setattr(pipeline, "row_bytes", tokens * 2 * pipeline.decoder.token_bytes)
     assert_same_scores(replies_of(pipeline(prompts_of(LANGUAGE, texts), **labels_of(LANGUAGE))), scores)
     assert replies_of(pipeline(prompts_of(ENTITIES, texts), **items_of(ENTITIES))) == items
 
@@ -102,7 +102,7 @@ def test_no_pass_holds_more_tokens_and_no_batch_more_rows_than_allowed(pipeline,
         return write(prefix, rows, *rest, together=together)
 
     monkeypatch.setattr(pipeline.decoder, "write_replies", spy)
-    monkeypatch.setattr(pipeline_module, "PASS_SIZE", 60 * pipeline.model.config.hidden_size)
+    monkeypatch.setattr(pipeline.decoder, "pass_tokens", 60)
     pipeline(prompts_of(LANGUAGE, TEXTS * 2), **labels_of(LANGUAGE))
     assert all(len(lengths) == 1 or sum(lengths) <= 60 for lengths in scored)
     flat = [length for lengths in scored for length in lengths]
@@ -113,7 +113,7 @@ def test_no_pass_holds_more_tokens_and_no_batch_more_rows_than_allowed(pipeline,
     for room, expected in ((3.2, 3), (2.1, 2), (1.1, 1), (0.1, 1), (50, 3)):
         longest = max(len(pipeline.tokenizer(ENTITIES.query.replace("{text}", text))["input_ids"]) for text in TEXTS)
         size = room * 2 * longest * pipeline.decoder.token_bytes
-        monkeypatch.setattr(pipeline_module, "ROW_BYTES", int(size))
+        monkeypatch.setattr(pipeline, "row_bytes", int(size))
         pipeline(prompts_of(ENTITIES, TEXTS), **items_of(ENTITIES))
         assert written[-1] == (sorted(written[-1][0], reverse=True), expected)
 

@@ -193,3 +193,9 @@ def test_tokens_are_counted_by_the_models_own_tokenizer(tiny_folder, tiny_model)
 def test_a_loaded_model_is_ready_to_answer(tiny_model):
     assert not tiny_model.llm.pipeline.model.training
     assert tiny_model.llm.pipeline.tokenizer.padding_side == "left"
+
+
+@pytest.mark.parametrize(("free", "row_bytes"), [(10**8, 64 * 10**6), (8 * 10**9, 5 * 10**8), (10**12, 768 * 10**6)])
+def test_rows_share_what_memory_is_free(tiny_folder, monkeypatch, free, row_bytes):
+    monkeypatch.setattr(registry, "free_memory_bytes", lambda: free)
+    assert load(str(tiny_folder)).llm.pipeline.row_bytes == row_bytes
