@@ -1,314 +1,540 @@
-"""Many texts in chunks: ``analyse_in_chunks`` for any caller, and ``Jobs``, which run beside the dashboard's pages.
+"""Jobs over files: planned chunk by chunk, computed outside any page, stored so that no end of a process loses a row.
 
-A job is a folder ``jobs/<id>/`` with job.json, table.csv and results.jsonl. Durable jobs in a database are a later
-piece of work that will replace this storage behind the same interface.
+A chunk is planned from the file and from what the store knows, so an interrupted job goes on with the very chunks that
+it would have had, and its results are the same to the last digit. ``Jobs`` runs all that wait, in turns; ``Jobs.run``
+does one of them in the foreground, by this process's model or by another engine (``chains.cluster``).
 """
 
+import hashlib
 import json
 import logging
 import os
-import queue
 import secrets
-import shutil
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-import pandas as pd
-
-from chains.errors import ChainError, TableError
+from chains.errors import ChainError, StoreError, TableError
+from chains.exports import to_record, write_results
+from chains.files import written_whole
+from chains.prompts import load_task
 from chains.schema import Analysis
-from chains.tables import Table, add_records, read_table, to_record
+from chains.store import LIVE, Job, Store
+from chains.tables import Layout, Row, Table, read_rows, text_of
 
 if TYPE_CHECKING:
     from chains.registry import Model
 
-__all__ = ["CHUNK", "JobStatus", "Jobs", "analyse_in_chunks"]
+__all__ = ["CHUNK", "Chunk", "Engine", "Jobs", "ModelEngine", "Work", "answer_base", "plan_chunks"]
 
-# Different texts per chunk: two of the model's batches, so a stop or a crash costs seconds of work.
+# New texts per chunk: two of the model's batches, so a stop or a crash costs seconds of work.
 CHUNK = 64
-State = Literal["waiting", "running", "done", "stopped", "failed"]
+CHUNK_ROWS = 1024  # rows that a chunk may hold, new and known
+TURN_S = 2.0  # how long a job runs before another has its turn
+BEAT_S = 5.0
+STALE_S = 60.0  # without a heartbeat so long a process elsewhere is taken for dead
+IDLE_S = 1.0
+MAX_PAUSE_S = 30.0  # between two tries to reach the database
+MAX_CRASHES = 3
+ANSWER_FORMAT = 1  # of the stored records; a change makes all answers new
 LOG = logging.getLogger(__name__)
 
-
-def analyse_in_chunks(
-    texts: Sequence[str], model: "Model", *, shots: int | None = None, chunk: int = CHUNK
-) -> Iterator[list[Analysis]]:
-    """The analyses of the next rows, again and again, in row order; the caller may stop between any two.
-
-    A chunk goes on until it holds ``chunk`` texts that no chunk held before, since equal texts are computed once.
-
-    Raises:
-        ChainError: the model cannot run at all; what fails for one text is that text's ``Analysis.error``.
-    """
-    from chains import analysis  # imports the model's libraries
-
-    repeated = {text for text, times in Counter(texts).items() if times > 1}
-    known: dict[str, Analysis] = {}
-    start = 0
-    while start < len(texts):
-        fresh: dict[str, None] = {}
-        end = start
-        while end < len(texts) and len(fresh) < chunk:
-            if texts[end] not in known:
-                fresh[texts[end]] = None
-            end += 1
-        found = dict(zip(fresh, analysis.analyse(list(fresh), model, shots=shots) if fresh else [], strict=True))
-        yield [found[text] if text in found else known[text] for text in texts[start:end]]
-        known |= {text: found[text] for text in found if text in repeated}
-        start = end
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class JobStatus:
-    """Where a job stands. ``done`` counts finished rows and ``failed`` those of them with an error.
+class Chunk:
+    """The rows after ``start`` up to ``end``; or, of those, the failed ones that are tried again, ``retried``.
 
-    ``seconds`` is the time spent on finished rows, over all runs, without loading the model. ``model`` is the name
-    to load and ``version`` the loaded model's, ``""`` until then; ``shots`` is ``None`` for the model's own number.
-    ``error`` says why a job failed. ``created`` is a UTC time in ISO 8601.
+    ``hashes`` are those of each readable row's text, by row number, ``errors`` why the others cannot be read, and
+    ``texts`` the new texts by hash, in order.
     """
 
-    id: str
-    name: str
-    state: State
-    total: int
-    done: int
-    failed: int
-    seconds: float
-    model: str
+    start: int
+    end: int
+    hashes: dict[int, bytes] = field(default_factory=dict)
+    errors: dict[int, str] = field(default_factory=dict)
+    texts: dict[bytes, str] = field(default_factory=dict)
+    retried: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is left of a job: the ``rows`` of ``file`` after row ``start``, with the texts in ``column``.
+
+    ``known`` tells which of some texts' hashes have an answer in the store.
+    """
+
+    file: Path
+    layout: Layout
+    column: int
+    start: int
+    shots: int
+    rows: Iterable[Row]
+    known: Callable[[Sequence[bytes]], set[bytes]]
+
+
+class Engine(Protocol):
+    """What computes a job. ``version`` names the model beside every result; ``shots`` is its own number of them."""
+
     version: str
-    shots: int | None
-    text_column: str
-    error: str
-    created: str
+    shots: int
 
-    @property
-    def is_live(self) -> bool:
-        """Whether the job waits or runs."""
-        return self.state in {"waiting", "running"}
+    def steps(self, work: Work) -> Iterator[tuple[Chunk, list[Record]]]:
+        """Every chunk of ``work`` in order, with the records of its texts; each is stored before the next is asked."""
 
-    @property
-    def rows_per_second(self) -> float:
-        """The mean rate so far; 0.0 before the first chunk."""
-        return self.done / self.seconds if self.seconds else 0.0
 
-    @property
-    def seconds_left(self) -> float | None:
-        """The time for the other rows at that rate; ``None`` before the first chunk, 0.0 when nothing is left."""
-        if self.done == self.total:
-            return 0.0
-        return (self.total - self.done) / self.rows_per_second if self.rows_per_second else None
+class ModelEngine:
+    """A loaded model in this process."""
+
+    def __init__(self, model: "Model") -> None:
+        self.model = model
+        self.version = model.version
+        self.shots = model.info.shots
+
+    def steps(self, work: Work) -> Iterator[tuple[Chunk, list[Record]]]:
+        """See ``Engine``."""
+        from chains import analysis  # imports the model's libraries
+
+        for chunk in plan_chunks(work.rows, work.column, work.start, work.known):
+            texts = list(chunk.texts.values())
+            analyses = analysis.analyse(texts, self.model, shots=work.shots) if texts else []
+            yield chunk, [to_record(one) for one in analyses]
+
+
+def text_hash(text: str) -> bytes:
+    """16 bytes that stand for a text."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def answer_key(base: str, hash: bytes) -> bytes:
+    """16 bytes that stand for a text and all else that its answer depends on (``answer_base``)."""
+    return hashlib.blake2b(bytes.fromhex(base) + hash, digest_size=16).digest()
+
+
+def answer_base(version: str, shots: int) -> str:
+    """What an answer depends on besides its text, as 64 hexadecimal digits: model, shots and the task files."""
+    tasks = [load_task(name).model_dump(mode="json") for name in ("language", "entities")]
+    return hashlib.sha256(json.dumps([ANSWER_FORMAT, version, shots, tasks]).encode()).hexdigest()
+
+
+def plan_chunks(
+    rows: Iterable[Row], column: int, start: int, known: Callable[[Sequence[bytes]], set[bytes]]
+) -> Iterator[Chunk]:
+    """The chunks of all ``rows``, which follow row ``start``; each ends with its ``CHUNK``-th new text.
+
+    ``known`` is asked anew for every chunk: what was new in one is known in the next.
+    """
+    rows = iter(rows)
+    ahead: list[tuple[int, bytes, str, str]] = []
+    while True:
+        for row in islice(rows, CHUNK_ROWS - len(ahead)):
+            text, error = text_of(row, column)
+            ahead.append((row.number, b"" if error else text_hash(text), text, error))
+        if not ahead:
+            return
+        answered = known(list({hash: None for _, hash, _, error in ahead if not error}))
+        chunk = Chunk(start, start)
+        for number, hash, text, error in ahead:
+            start = number
+            if error:
+                chunk.errors[number] = error
+                continue
+            chunk.hashes[number] = hash
+            if hash not in answered:
+                chunk.texts.setdefault(hash, text)
+                if len(chunk.texts) == CHUNK:
+                    break
+        del ahead[: len(chunk.hashes) + len(chunk.errors)]
+        yield replace(chunk, end=start)
+
+
+@dataclass
+class Running:
+    """A job that this process works on: what its answers depend on, and its chunks with the records of their texts.
+
+    ``errors`` are those of texts that failed, by hash.
+    """
+
+    base: str
+    version: str
+    steps: Iterator[tuple[Chunk, list[Record]]]
+    errors: dict[bytes, str] = field(default_factory=dict)
 
 
 class Jobs:
-    """All jobs below ``folder``, and one thread that runs them, oldest submission first.
+    """All jobs of ``store``; their files are copied from it into ``folder`` to be read.
 
-    Make one per process and folder, outside any page script. Methods are safe from any thread and never wait for the
-    model. A job that ran when an earlier process ended is ``stopped``, with all rows of its complete chunks.
-
-    Every method that takes an ``id`` raises ``ChainError`` if there is no such job.
+    Methods are safe from any thread and never wait for the model, but for ``run``. Every method that takes an ``id``
+    raises ``ChainError`` if there is no such job, and any of them ``StoreError`` if the database fails.
     """
 
-    def __init__(self, folder: Path, load: "Callable[[str], Model]") -> None:
-        self._folder = folder / "jobs"
+    def __init__(self, store: Store, folder: Path, load: "Callable[[str], Model]") -> None:
+        self.store = store
+        self.problem = ""  # why nothing can be stored at the moment
+        self._folder = folder / "sources"
         self._load = load
-        self._lock = threading.RLock()
-        self._queue: queue.Queue[str] = queue.Queue()
-        self._stops: set[str] = set()
-        self._worker: threading.Thread | None = None
-        self._statuses = {status.id: status for status in map(_read_status, self._folder.glob("*/job.json")) if status}
+        self._me = f"{this_process()} {secrets.token_hex(4)}"
+        self._running: dict[str, Running] = {}
+        self._wake, self._end = threading.Event(), threading.Event()
+        self._threads: list[threading.Thread] = []
 
-    def submit(self, name: str, table: Table, text_column: str, model_name: str, shots: int | None = None) -> str:
-        """The id of a new job over every row of ``table``; raises ``TableError`` if it has no such column."""
-        table.texts(text_column)
+    # What a user does
+
+    def submit(
+        self, table: Table, text_column: str, model_name: str, shots: int | None = None, *,
+        name: str = "", owner: str = "", copy: bool = True,
+    ) -> str:  # fmt: skip
+        """The id of a new job over every row of ``table``; raises ``TableError`` if it has no such column.
+
+        With ``copy`` the file's bytes go into the database; else the file must stay where it is.
+        """
+        table.column(text_column)
         now = datetime.now(UTC)
-        id_ = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
-        status = JobStatus(
-            id=id_, name=name, state="waiting", total=len(table.frame), done=0, failed=0, seconds=0.0, model=model_name,
-            version="", shots=shots, text_column=text_column, error="", created=now.isoformat(timespec="microseconds"),
-        )  # fmt: skip
-        try:
-            (self._folder / id_).mkdir(parents=True)
-            # Both line ends are quoted inside cells only if both are in the line end.
-            table.frame.to_csv(self._folder / id_ / "table.csv", index=False, lineterminator="\r\n", encoding="utf-8")
-        except OSError as error:
-            shutil.rmtree(self._folder / id_, ignore_errors=True)
-            raise self._cannot_store(error) from error
-        with self._lock:
-            self._save(status)
-            self._start(id_)
-        return id_
+        job = Job(
+            id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(4)}",
+            name=name or table.name,
+            owner=owner,
+            source=table.sha256,
+            path="" if copy else str(table.path.resolve()),
+            layout=json.dumps(asdict(table.layout)),
+            text_column=text_column,
+            model=model_name,
+            shots=shots,
+            total=table.total,
+            created=now.isoformat(timespec="microseconds"),
+        )
+        self.store.add_job(job, table.path if copy else None)
+        self._wake.set()
+        return job.id
 
-    def list(self) -> list[JobStatus]:
-        """Every job, newest first."""
-        with self._lock:
-            return sorted(self._statuses.values(), key=lambda status: status.created, reverse=True)
+    def find(self, table: Table, text_column: str, model_name: str, shots: int | None = None) -> Job | None:
+        """The newest job that does the same with the same file, if there is one."""
+        wanted = {"source": table.sha256, "layout": json.dumps(asdict(table.layout)), "text_column": text_column}
+        found = self.store.list_jobs(**wanted, path=str(table.path.resolve()), model=model_name, shots=shots)
+        return found[0] if found else None
 
-    def status(self, id: str) -> JobStatus:
+    def list(self, owner: str | None = None) -> "list[Job]":
+        """The jobs that ``owner`` may see (``None``: all), newest first."""
+        return self.store.list_jobs(owner=owner)
+
+    def status(self, id: str) -> Job:
         """Where the job stands now."""
-        with self._lock:
-            if id not in self._statuses:
-                raise ChainError(f"There is no job {id!r}: it was deleted, or it belongs to another data folder.")
-            return self._statuses[id]
+        job = self.store.get_job(id)
+        if job is None:
+            raise ChainError(f"There is no job {id!r}: it was deleted, or it belongs to another database.")
+        return job
 
     def stop(self, id: str) -> None:
         """Stop the job after its current chunk; a job that neither waits nor runs stays as it is."""
-        with self._lock:
-            status = self.status(id)
-            if status.is_live:
-                self._stops.add(id)
-            if status.state == "waiting":
-                self._save(replace(status, state="stopped"))
+        self.status(id)
+        self.store.change_job(id, expected={"state": LIVE}, state="stopped")
 
     def resume(self, id: str) -> None:
         """Go on with a stopped or failed job after its last finished row; any other job stays as it is."""
-        with self._lock:
-            status = self.status(id)
-            if status.is_live:
-                self._stops.discard(id)  # it may be about to stop
-            elif status.state != "done":
-                self._save(replace(status, state="waiting", error=""))
-                self._start(id)
+        self.status(id)
+        self.store.change_job(id, expected={"state": ("stopped", "failed")}, state="waiting", error="", crashes=0)
+        self._wake.set()
 
-    def results(self, id: str) -> pd.DataFrame:
-        """The rows that are done so far: every input column, then the result columns (see ``tables.add_records``)."""
-        status = self.status(id)
-        table = read_table(self._folder / id / "table.csv", encoding="utf-8", delimiter=",")
-        records = _read_records(self._folder / id / "results.jsonl")[: status.done]
-        return add_records(table.frame.iloc[: len(records)], records)
+    def retry(self, id: str) -> None:
+        """Try the failed rows of a finished job again; any other job stays as it is."""
+        if self.status(id).failed:
+            self.store.change_job(id, expected={"state": ("done",)}, state="waiting", retried=0)
+            self._wake.set()
+
+    def rename(self, id: str, name: str) -> None:
+        """Give the job another name."""
+        self.status(id)
+        self.store.change_job(id, name=name.strip() or "Untitled")
 
     def delete(self, id: str) -> None:
-        """Forget the job and remove its files; if it runs, they go after its current chunk."""
-        with self._lock:
-            status = self.status(id)
-            del self._statuses[id]
-            if status.state == "running":
-                self._stops.add(id)
-                (self._folder / id / "job.json").unlink(missing_ok=True)  # should the process end before the chunk does
-            else:
-                shutil.rmtree(self._folder / id, ignore_errors=True)
+        """Remove the job, its copy of the file, and the answers that no other job uses; a running chunk is lost."""
+        job = self.status(id)
+        self.store.delete_job(id)
+        if not self.store.has_source(job.source):
+            (self._folder / job.source).unlink(missing_ok=True)
 
-    def _start(self, id_: str) -> None:
-        self._stops.discard(id_)
-        self._queue.put(id_)
-        if self._worker is None:
-            self._worker = threading.Thread(target=self._work, name="bloom-lens-jobs", daemon=True)
-            self._worker.start()
+    def results(self, id: str, start: int = 0, end: int | None = None) -> Iterator[tuple[Row, Record]]:
+        """The finished rows after row ``start`` up to ``end`` (``None``: the last), each with its record."""
+        job = self.status(id)
+        layout = layout_of(job)
+        column = layout.columns.index(job.text_column)
+        end = job.done if end is None else min(end, job.done)
+        if start >= end:
+            return
+        rows = islice(read_rows(self._file(job), layout, start), end - start)
+        while block := list(islice(rows, CHUNK_ROWS)):
+            failures = self.store.failures(id, after=block[0].number - 1, before=block[-1].number)
+            keys = {
+                row.number: answer_key(job.base, text_hash(text_of(row, column)[0]))
+                for row in block
+                if row.number not in failures
+            }
+            records = self.store.records(list(dict.fromkeys(keys.values())))
+            for row in block:
+                if row.number in failures:
+                    yield row, to_record(Analysis(text="", error=failures[row.number]))
+                elif (record := records.get(keys[row.number])) is not None:
+                    yield row, record
+                else:
+                    raise StoreError(f"The answer to row {row.number} of job {id!r} is gone: was the job deleted?")
+
+    def export(
+        self, id: str, target: BinaryIO, *, format: str = "csv", shape: str = "wide", neutralise: bool = True
+    ) -> int:
+        """Write the rows that are done, as ``exports.write_results`` does; returns the number of lines written."""
+        layout = layout_of(self.status(id))
+        return write_results(target, layout, self.results(id), format=format, shape=shape, neutralise=neutralise)
+
+    # What runs the jobs
+
+    def start(self) -> None:
+        """Run waiting jobs from now on, and those of processes that died, on threads of their own."""
+        if not self._threads:
+            self._threads = [
+                threading.Thread(target=self._work, name="bloom-lens-jobs", daemon=True),
+                threading.Thread(target=self._beat, args=(self._end,), name="bloom-lens-heartbeat", daemon=True),
+            ]
+            for thread in self._threads:
+                thread.start()
+
+    def close(self) -> None:
+        """End after the current chunk; what runs goes on in the next process that is started."""
+        self._end.set()
+        self._wake.set()
+        for thread in self._threads:
+            thread.join()
+        for job in self.store.list_jobs(states=LIVE, worker=self._me):
+            self.store.change_job(job.id, expected={"worker": self._me}, worker="")
+
+    def run(self, id: str, *, engine: Engine | None = None, on_progress: Callable[[Job], None] | None = None) -> Job:
+        """Run one job in the foreground until it is done; the job as it then is.
+
+        ``engine`` is by default the job's model in this process. If another process runs the job already, this one
+        waits for that.
+
+        Raises:
+            ChainError: the job failed, or was stopped elsewhere.
+            KeyboardInterrupt: the user's; the job is then stopped, with the rows of all its finished chunks.
+        """
+        self.resume(id)
+        end = threading.Event()
+        threading.Thread(target=self._beat, args=(end,), name="bloom-lens-heartbeat", daemon=True).start()
+        try:
+            while (job := self.status(id)).is_live:
+                claimed = self._claim(id)
+                if claimed is None:
+                    time.sleep(IDLE_S)
+                else:
+                    self._advance(claimed, engine)
+                if on_progress:
+                    on_progress(self.status(id))
+        except KeyboardInterrupt:
+            self.store.change_job(id, expected={"worker": self._me, "state": LIVE}, state="stopped", worker="")
+            raise
+        finally:
+            end.set()
+            self._running.pop(id, None)
+        if job.state != "done":
+            raise ChainError(job.error or "The job was stopped from elsewhere.")
+        return job
 
     def _work(self) -> None:
-        while True:
-            id_ = self._queue.get()
-            with self._lock:
-                status = self._statuses.get(id_)
-                # Stopped and resumed while waiting, a job stands in the queue twice: the second time it is done.
-                if status is None or status.state != "waiting":
-                    continue
-                self._statuses[id_] = replace(status, state="running")
-            error = ""
+        """Give every live job its turn, until the end; a database that fails is asked again, ever more seldom."""
+        pause = IDLE_S
+        while not self._end.is_set():
             try:
-                self._run(id_)
-            except ChainError as problem:
-                error = str(problem)
-            except Exception as problem:  # the thread must live on for the other jobs, and the page must hear of it
-                LOG.exception("Job %s failed", id_)
-                error = f"An unexpected {type(problem).__name__} ended the job: {problem}. The log has the details."
-            self._finish(id_, error)
+                job, until = self._claim(), time.monotonic() + TURN_S
+                if job is None:
+                    self._wake.wait(IDLE_S)
+                    self._wake.clear()
+                while job and not self._end.is_set():
+                    self._advance(job)
+                    job = self._claim(job.id) if time.monotonic() < until else None
+                self.problem, pause = "", IDLE_S
+            except StoreError as problem:
+                self.problem = str(problem)
+                LOG.warning("%s Trying again in %.0f s.", problem, pause)
+                self._running.clear()
+                self._end.wait(pause)
+                pause = min(2 * pause, MAX_PAUSE_S)
 
-    def _run(self, id_: str) -> None:
-        """Append the results of the job's remaining rows, chunk by chunk, until it is stopped."""
-        folder = self._folder / id_
-        status = self.status(id_)
-        table = read_table(folder / "table.csv", encoding="utf-8", delimiter=",")
-        model = self._load(status.model)
-        if status.done and status.version != model.version:
-            raise ChainError(
-                f"The finished rows are from {status.version}, and the model is now {model.version}: results of two "
-                "models do not belong in one table. Start a new job."
-            )
-        records = _read_records(folder / "results.jsonl", repair=True)
-        with self._lock:
-            if id_ not in self._statuses:
-                return
-            self._save(replace(_count(self._statuses[id_], records), version=model.version))
-        with (folder / "results.jsonl").open("a", encoding="utf-8") as target:
-            chunks = analyse_in_chunks(table.texts(status.text_column)[len(records) :], model, shots=status.shots)
-            while id_ not in self._stops:
-                start = time.perf_counter()
-                analyses = next(chunks, None)
-                if analyses is None:
-                    return
-                new = [to_record(analysis) for analysis in analyses]
-                target.write("".join(json.dumps(record) + "\n" for record in new))
-                target.flush()
-                with self._lock:
-                    if id_ not in self._statuses:
-                        return
-                    records += new
-                    seconds = self._statuses[id_].seconds + time.perf_counter() - start
-                    self._save(replace(_count(self._statuses[id_], records), seconds=seconds))
-
-    def _finish(self, id_: str, error: str) -> None:
-        with self._lock:
-            self._stops.discard(id_)
-            status = self._statuses.get(id_)
-            if status is None:
-                shutil.rmtree(self._folder / id_, ignore_errors=True)
-                return
-            state: State = "failed" if error else "done" if status.done == status.total else "stopped"
+    def _beat(self, end: threading.Event) -> None:
+        while not end.wait(BEAT_S):
             try:
-                self._save(replace(status, state=state, error=error))
-            except ChainError:  # on disk it stays running, which the next process reads as stopped
-                LOG.exception("Cannot store the state of job %s", id_)
+                self.store.beat(self._me, time.time())
+            except StoreError as problem:
+                LOG.warning("%s", problem)
 
-    def _save(self, status: JobStatus) -> None:
-        """Keep the status, in memory and on disk: written aside and renamed, so that job.json is always whole."""
-        self._statuses[status.id] = status
-        file = self._folder / status.id / "job.json"
-        aside = file.with_suffix(".tmp")
+    def _claim(self, id: str | None = None) -> Job | None:
+        """The live job that has waited longest for a turn (or the one of that ``id``), now this process's; or none."""
+        now = time.time()
+        live = self.store.list_jobs(states=LIVE, **({"id": id} if id else {}))
+        for job in sorted(live, key=lambda job: job.served):
+            is_orphan = job.worker not in ("", self._me)
+            if is_orphan and is_alive(job, now):
+                continue
+            if is_orphan and not id and job.crashes >= MAX_CRASHES:
+                times = f"The program ended {MAX_CRASHES} times at work on the rows after {job.done:,}"
+                self._fail(job, f"{times}, perhaps for lack of memory. Choose a smaller model, or resume to try again.")
+                continue
+            if job.worker != self._me:
+                self._running.pop(job.id, None)
+            changed: dict[str, Any] = {"worker": self._me, "heartbeat": now, "served": now, "state": "running"}
+            changed["crashes"] = job.crashes + is_orphan
+            if self.store.change_job(job.id, expected={"worker": job.worker, "state": LIVE}, **changed):
+                return replace(job, **changed)
+        return None
+
+    def _advance(self, job: Job, engine: Engine | None = None) -> None:
+        """Compute and store the job's next chunk; what goes wrong in it fails the job."""
+        started = time.perf_counter()
         try:
-            aside.write_text(json.dumps(asdict(status), indent=1), encoding="utf-8")
-            os.replace(aside, file)
-        except OSError as error:
-            raise self._cannot_store(error) from error
+            if job.id not in self._running:
+                self._running[job.id] = self._open(job, engine)
+                started = time.perf_counter()  # loading a model says nothing of the rate
+            running = self._running[job.id]
+            chunk, records = next(running.steps, (Chunk(job.done, job.done), []))
+            if chunk.end == chunk.start and job.retried is None:
+                raise TableError(f"The file of {job.name!r} ended after {job.done:,} of {job.total:,} rows.")
+            seconds = job.seconds + time.perf_counter() - started
+            if not self._commit(job, running, chunk, records, seconds):
+                del self._running[job.id]  # it is another's now, or must be planned anew
+        except StoreError:
+            self._running.pop(job.id, None)
+            raise
+        except ChainError as problem:
+            self._fail(job, str(problem))
+        except Exception as problem:  # the thread must live on for the other jobs, and the page must hear of it
+            LOG.exception("Job %s failed", job.id)
+            words = f"An unexpected {type(problem).__name__} ended the job: {problem}. The log has the details."
+            self._fail(job, words)
 
-    def _cannot_store(self, error: OSError) -> ChainError:
-        return ChainError(
-            f"Cannot store the job in {str(self._folder)!r}: {error.strerror}. "
-            "Free some space, or set BLOOM_LENS_DATA to a folder that can be written."
+    def _open(self, job: Job, engine: Engine | None) -> Running:
+        """What is left of the job, ready to be computed."""
+        layout, file = layout_of(job), self._file(job)
+        if engine is None or job.retried is not None:
+            engine = ModelEngine(self._load(job.model))
+        shots = engine.shots if job.shots is None else job.shots
+        base = answer_base(engine.version, shots)
+        if job.base not in ("", base):
+            raise ChainError(
+                f"The finished rows are from {job.version}, and now the model is {engine.version} or its task files "
+                "are others: results of two kinds do not belong in one table. Start a new job."
+            )
+
+        def known(hashes: Sequence[bytes]) -> set[bytes]:
+            keys = {answer_key(base, hash): hash for hash in hashes}
+            return {keys[key] for key in self.store.known(list(keys))}
+
+        start = job.done if job.retried is None else job.retried
+        rows = read_rows(file, layout, start)
+        if job.retried is not None:
+            rows = self._failed(job.id, start, rows)
+        work = Work(file, layout, layout.columns.index(job.text_column), start, shots, rows, known)
+        return Running(base, engine.version, engine.steps(work))
+
+    def _failed(self, id: str, start: int, rows: Iterator[Row]) -> Iterator[Row]:
+        """Those of ``rows``, which follow row ``start``, that failed."""
+        while failures := self.store.failures(id, after=start, limit=CHUNK_ROWS):
+            start = max(failures)
+            for row in rows:
+                if row.number in failures:
+                    yield row
+                if row.number == start:
+                    break
+
+    def _commit(self, job: Job, running: Running, chunk: Chunk, records: Sequence[Record], seconds: float) -> bool:
+        """Store a computed chunk; whether this process still had the job."""
+        new = dict(zip(chunk.texts, records, strict=True))
+        for hash, record in new.items():
+            running.errors.pop(hash, None)
+            if record["error"]:
+                running.errors[hash] = record["error"]
+        failures = chunk.errors | {
+            row: running.errors[hash] for row, hash in chunk.hashes.items() if hash in running.errors
+        }
+        progress: dict[str, Any] = {"version": running.version, "base": running.base, "crashes": 0, "seconds": seconds}
+        mended = tuple(chunk.hashes | chunk.errors) if job.retried is not None else ()
+        if job.retried is None:
+            progress["done"] = chunk.end
+            is_done = chunk.end == job.total
+        else:
+            is_done = not mended
+            progress["retried"] = None if is_done else chunk.end
+        if is_done:
+            progress |= {"state": "done", "worker": ""}
+            self._running.pop(job.id, None)
+        return self.store.commit(
+            job,
+            self._me,
+            keys=[answer_key(running.base, hash) for row, hash in chunk.hashes.items() if row not in failures],
+            answers={answer_key(running.base, hash): record for hash, record in new.items() if not record["error"]},
+            failures=failures,
+            mended=mended,
+            **progress,
         )
 
+    def _fail(self, job: Job, error: str) -> None:
+        self._running.pop(job.id, None)
+        self.store.change_job(job.id, expected={"worker": job.worker}, state="failed", error=error, worker="")
 
-def _read_status(file: Path) -> JobStatus | None:
-    """The job of an earlier process; one that was waiting or running then is stopped now."""
+    def _file(self, job: Job) -> Path:
+        """Where the job's file lies on this machine; one that only the database has is written there first.
+
+        Raises:
+            TableError: the file is gone, or is not the one that the job began with.
+        """
+        file = Path(job.path) if job.path else self._folder / job.source
+        try:
+            if job.path:
+                with file.open("rb") as content:
+                    if hashlib.file_digest(content, "sha256").hexdigest() != job.source:
+                        raise TableError(
+                            f"{job.path!r} is no longer the file that the job began with. Start a new job."
+                        )
+            elif not file.exists():
+                self._folder.mkdir(parents=True, exist_ok=True)
+                with written_whole(file) as target:
+                    target.writelines(self.store.read_source(job.source))
+        except OSError as error:
+            raise TableError(
+                f"Cannot read {str(file)!r}: {error.strerror}. The job's rows are read from there."
+            ) from error
+        return file
+
+
+def layout_of(job: Job) -> Layout:
+    """How the job's file is to be read."""
+    return Layout(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(job.layout).items()}
+    )
+
+
+def this_process() -> str:
+    """A word for the system that this process runs on and numbers processes on, and words for the process."""
+    system = Path("/proc/sys/kernel/random/boot_id")
+    if not system.exists():
+        return f"- {os.getpid()} -"
+    return f"{system.read_text().strip()}/{os.readlink('/proc/self/ns/pid')} {os.getpid()} {started(os.getpid())}"
+
+
+def started(process: int) -> str:
+    """When a process of this system began, in clock ticks since the system did; ``""`` if it is gone."""
     try:
-        status = JobStatus(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        LOG.warning("Skipped %s, which is no job of this version: %s", file, error)
-        return None
-    if not status.is_live:
-        return status
-    try:
-        return _count(replace(status, state="stopped"), _read_records(file.parent / "results.jsonl"))
-    except TableError as error:
-        return replace(status, state="failed", error=str(error))
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
 
 
-def _count(status: JobStatus, records: Sequence[dict[str, Any]]) -> JobStatus:
-    return replace(status, done=len(records), failed=sum(bool(record["error"]) for record in records))
-
-
-def _read_records(file: Path, *, repair: bool = False) -> list[dict[str, Any]]:
-    """The records of every complete line; a half-written last line is left out, and with ``repair`` cut off."""
-    content = file.read_bytes() if file.exists() else b""
-    complete = content[: content.rfind(b"\n") + 1]
-    if repair and len(complete) < len(content):
-        os.truncate(file, len(complete))
-    try:
-        return [json.loads(line) for line in complete.splitlines()]
-    except ValueError as error:
-        raise TableError(f"{str(file)!r} is damaged: {error}. Delete the job and start it again.") from error
+def is_alive(job: Job, now: float) -> bool:
+    """Whether the process that runs the job still lives: on this system that is known, else by its heartbeat."""
+    system, process, since, _ = job.worker.split(" ")
+    if system != "-" and system == this_process().split(" ")[0]:
+        return started(int(process)) == since
+    return now - job.heartbeat < STALE_S

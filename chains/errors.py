@@ -4,12 +4,13 @@ ChainError              anything below; edges (pages, command line) catch only t
 ├── TaskError           a task file breaks its rules
 ├── ModelError          a model cannot be found, loaded or run
 ├── ReplyError          a reply could not be read; keeps the reply
-└── TableError          a table of texts or a gold set cannot be read
+├── TableError          a table of texts or a gold set cannot be read
+└── StoreError          the database of jobs cannot be reached or written
 
 Every message says what happened, what was expected and what to do.
 """
 
-__all__ = ["ChainError", "ModelError", "ReplyError", "TableError", "TaskError"]
+__all__ = ["ChainError", "ModelError", "ReplyError", "StoreError", "TableError", "TaskError"]
 
 
 class ChainError(Exception):
@@ -34,3 +35,7 @@ class ReplyError(ChainError):
 
 class TableError(ChainError):
     """A table of texts or a gold set cannot be read; the message names the row or column."""
+
+
+class StoreError(ChainError):
+    """The database of jobs cannot be reached or written; nothing was changed in it."""

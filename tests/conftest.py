@@ -1,11 +1,12 @@
 """Shared fixtures: a tiny random BLOOM where the model's answers do not matter, a scripted one where they do."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import torch
 from hypothesis import settings
 from langchain_core.language_models.llms import LLM
@@ -14,6 +15,7 @@ from transformers import BloomConfig, BloomForCausalLM
 from chains.pipeline import make_llm
 from chains.prompts import load_task
 from chains.registry import Model, ModelInfo, load
+from tests.postgres import Postgres
 from training.tokenizer import train_tokenizer
 
 # The machine may be busy: an example that takes long is no failure.
@@ -104,3 +106,25 @@ def scripted() -> Callable[..., ScriptedModel]:
         return ScriptedModel(answer, window_tokens)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server, for the whole run."""
+    server = Postgres()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'data' / 'jobs.db'}"
+    server = request.getfixturevalue("postgres")
+    engine = sa.create_engine(server.url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP SCHEMA public CASCADE"))
+        connection.execute(sa.text("CREATE SCHEMA public"))
+    engine.dispose()
+    return server.url
