@@ -97,8 +97,7 @@ def peer(name: str, folder: Path) -> Runner:
 def ours(folder: Path) -> Runner:
     """The chains' own model; entity replies follow a script of ``REPLY_TOKENS`` tokens."""
     from chains.decoding import Decoder
-    from chains.pipeline import items_of, labels_of
-    from chains.prompts import load_task, write_reply
+    from chains.prompts import items_of, labels_of, load_task, write_reply
     from chains.registry import load
 
     llm = load(str(folder)).llm

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from chains.entities import find_entities, find_entities_batch
-from chains.errors import ChainError
+from chains.errors import ReplyError, TaskError
 from chains.language import detect_language, detect_languages
 from chains.registry import Model
 from chains.schema import Analysis
@@ -15,11 +15,14 @@ def analyse(texts: Sequence[str], model: Model, *, shots: int | None = None) -> 
     """Language and entities of each text, in order; ``shots`` defaults to the model's own number.
 
     All texts run together. Only if one of them fails, each runs alone, so that its ``error`` is its own.
+
+    Raises:
+        ModelError: the model cannot answer any text, for instance because its server is down.
     """
     try:
         detections = detect_languages(texts, model, shots=shots)
         recognitions = find_entities_batch(texts, model, shots=shots)
-    except ChainError:
+    except (ReplyError, TaskError):
         return [_analyse_alone(text, model, shots) for text in texts]
     return [
         Analysis(text=text, detection=detection, recognition=recognition, model=model.version)
@@ -31,6 +34,6 @@ def _analyse_alone(text: str, model: Model, shots: int | None) -> Analysis:
     try:
         detection = detect_language(text, model, shots=shots)
         recognition = find_entities(text, model, shots=shots)
-    except ChainError as error:
+    except (ReplyError, TaskError) as error:
         return Analysis(text=text, error=str(error), model=model.version)
     return Analysis(text=text, detection=detection, recognition=recognition, model=model.version)

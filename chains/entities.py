@@ -7,8 +7,7 @@ from langchain_core.runnables import Runnable, RunnableLambda
 
 from chains.language import clean, run
 from chains.parsers import MentionParser
-from chains.pipeline import items_of, plain_options
-from chains.prompts import Task, load_task, prompt_template, to_prompt_text
+from chains.prompts import Task, items_of, load_task, prompt_template, to_prompt_text
 from chains.registry import Model
 from chains.schema import Entity, Mention, Recognition, Reply
 from chains.spans import align
@@ -26,8 +25,7 @@ def entity_chain(
     """A chain from ``{"text": …}`` to the reply with its mentions; ``shots`` defaults to the model's own number."""
     task = task or load_task("entities")
     template = prompt_template(task, model.info.shots if shots is None else shots)
-    plain = plain_options(PLAIN_TOKENS, model.llm.pipeline.tokenizer)
-    options = plain if way == "plain" else items_of(task)
+    options = model.plain_options(PLAIN_TOKENS) if way == "plain" else items_of(task)
     return RunnableLambda(clean) | template | model.llm.bind(pipeline_kwargs=options) | MentionParser(task=task)
 
 
@@ -47,7 +45,7 @@ def find_entities_batch(
     entities, without asking the model.
 
     Raises:
-        ReplyError: a reply could not be read (only possible in the plain way).
+        ReplyError: a reply could not be read (only possible in the plain way, or behind a server).
     """
     task = task or load_task("entities")
     template = prompt_template(task, model.info.shots if shots is None else shots)

@@ -7,8 +7,7 @@ from langchain_core.runnables import Runnable, RunnableLambda
 
 from chains.errors import ReplyError
 from chains.parsers import LabelParser, ScoreParser, decide
-from chains.pipeline import labels_of, plain_options
-from chains.prompts import Task, load_task, prompt_template, to_prompt_text
+from chains.prompts import Task, labels_of, load_task, prompt_template, to_prompt_text
 from chains.registry import Model
 from chains.schema import UNKNOWN, Detection
 from chains.windows import split_windows
@@ -22,12 +21,15 @@ Way = Literal["forced", "plain"]
 def language_chain(
     model: Model, *, task: Task | None = None, shots: int | None = None, way: Way = "forced"
 ) -> Runnable[dict[str, str], Detection]:
-    """A chain from ``{"text": …}`` to a ``Detection``; ``shots`` defaults to the model's own number."""
+    """A chain from ``{"text": …}`` to a ``Detection``; ``shots`` defaults to the model's own number.
+
+    A model that cannot score labels always answers the plain way, and the detection says so.
+    """
     task = task or load_task("language")
     template = prompt_template(task, model.info.shots if shots is None else shots)
     prompt = RunnableLambda(clean) | template
-    if way == "plain":
-        options = plain_options(PLAIN_TOKENS, model.llm.pipeline.tokenizer)
+    if way == "plain" or not model.can_score:
+        options = model.plain_options(PLAIN_TOKENS)
         return prompt | model.llm.bind(pipeline_kwargs=options) | LabelParser(task=task)
     return prompt | model.llm.bind(pipeline_kwargs=labels_of(task)) | ScoreParser(task=task)
 

@@ -19,30 +19,10 @@ from transformers import BloomForCausalLM, PreTrainedTokenizerBase, TextGenerati
 from chains.decoding import Decoder
 from chains.errors import ModelError
 from chains.grounding import Markup, reply_graph
-from chains.prompts import Task
 
-__all__ = ["BloomPipeline", "items_of", "labels_of", "make_llm", "plain_options"]
+__all__ = ["BloomPipeline", "make_llm", "plain_options"]
 
 MAX_ROWS = 128  # that write replies together
-
-
-def labels_of(task: Task) -> dict[str, Any]:
-    """The pipeline option that scores the labels of a language task."""
-    words = [*task.labels.values(), *filter(None, [task.out_of_scope])]
-    return {"labels": {"query": task.query, "words": [task.reply_separator + word for word in words]}}
-
-
-def items_of(task: Task) -> dict[str, Any]:
-    """The pipeline option that writes a grounded reply of an entity task."""
-    return {
-        "items": {
-            "query": task.query,
-            "separator": task.reply_separator,
-            "empty": task.empty,
-            "words": list(task.labels.values()),
-            "end": task.reply_end,
-        }
-    }
 
 
 def plain_options(max_new_tokens: int, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

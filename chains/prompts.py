@@ -1,4 +1,4 @@
-"""Task file → checked ``Task`` → ``FewShotPromptTemplate``; nothing here knows a model.
+"""Task file → checked ``Task`` → ``FewShotPromptTemplate`` and the options of a reply; nothing here knows a model.
 
 A task file holds all that a prompt is made of: instruction, shot and query templates, labels, shots, version.
 """
@@ -7,7 +7,7 @@ import re
 import unicodedata
 from functools import cache
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
 from langchain_core.prompts import FewShotPromptTemplate, PromptTemplate
@@ -15,7 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from chains.errors import TaskError
 
-__all__ = ["MENTION", "TASKS_FOLDER", "Shot", "Task", "load_task", "prompt_template", "to_prompt_text", "write_reply"]
+__all__ = [
+    "MENTION", "TASKS_FOLDER", "Shot", "Task",
+    "items_of", "labels_of", "load_task", "prompt_template", "to_prompt_text", "write_reply",
+]  # fmt: skip
 
 TASKS_FOLDER = Path(__file__).parent / "tasks"
 MAX_SHOTS = 6
@@ -190,3 +193,22 @@ def prompt_template(task: Task, k: int) -> FewShotPromptTemplate:
         example_separator="\n",
         input_variables=["text"],
     )
+
+
+def labels_of(task: Task) -> dict[str, Any]:
+    """What a language chain binds to its ``llm`` as ``pipeline_kwargs``: the label words to score."""
+    words = [*task.labels.values(), *filter(None, [task.out_of_scope])]
+    return {"labels": {"query": task.query, "words": [task.reply_separator + word for word in words]}}
+
+
+def items_of(task: Task) -> dict[str, Any]:
+    """What an entity chain binds to its ``llm`` as ``pipeline_kwargs``: all that a grounded reply is made of."""
+    return {
+        "items": {
+            "query": task.query,
+            "separator": task.reply_separator,
+            "empty": task.empty,
+            "words": list(task.labels.values()),
+            "end": task.reply_end,
+        }
+    }

@@ -6,18 +6,19 @@ import os
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chains.config import load_settings
 from chains.errors import ModelError
 from chains.prompts import to_prompt_text
+from chains.remote import PREFIX, WINDOW_BYTES, RemoteLLM, connect, parse_address
 
 if TYPE_CHECKING:
     import torch
 
     from chains.pipeline import BloomLLM
 
-__all__ = ["EMBEDDED", "MODELS", "Model", "ModelInfo", "find_model", "free_memory_bytes", "load"]
+__all__ = ["EMBEDDED", "MODELS", "Model", "ModelInfo", "RemoteModel", "find_model", "free_memory_bytes", "load"]
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "models" / "bloom-mini"
@@ -97,6 +98,8 @@ MODELS: dict[str, ModelInfo] = {
 class Model:
     """A loaded model: ``llm`` is what the chains take; ``version`` names it beside every result."""
 
+    can_score = True  # labels, by forced decoding
+
     def __init__(self, info: ModelInfo, llm: "BloomLLM") -> None:
         self.info = info
         self.name = info.name
@@ -113,6 +116,12 @@ class Model:
         with self.llm.pipeline.lock:
             return len(self.llm.pipeline.tokenizer(to_prompt_text(text), add_special_tokens=False)["input_ids"])
 
+    def plain_options(self, max_new_tokens: int) -> dict[str, Any]:
+        """What a chain binds to ``llm`` as ``pipeline_kwargs`` to generate freely, greedily, up to the line's end."""
+        from chains.pipeline import plain_options
+
+        return plain_options(max_new_tokens, self.llm.pipeline.tokenizer)
+
     @cached_property
     def plain_llm(self) -> object:
         """``HuggingFacePipeline`` as LangChain ships it, over the same weights: the reference in tests."""
@@ -125,12 +134,40 @@ class Model:
         )
 
 
+class RemoteModel(Model):
+    """A model behind a server (``openai:<url>#<model>``): the same chains, no weights in this process."""
+
+    llm: RemoteLLM  # type: ignore[assignment]  # all that looks into a pipeline is overridden
+
+    def __init__(self, info: ModelInfo, llm: RemoteLLM) -> None:
+        self.info = info
+        self.name = info.name
+        self.llm = llm
+        self.can_score = llm.can_score
+
+    @property
+    def version(self) -> str:
+        """The server's host and the model's name there; which weights answer, only the server knows."""
+        return f"openai:{self.llm.address.host}/{self.llm.address.model} · remote"
+
+    def count_tokens(self, text: str) -> int:
+        """The number of UTF-8 bytes: no byte-level tokenizer, as BLOOM's, makes more tokens of a text than that."""
+        return len(to_prompt_text(text).encode())
+
+    def plain_options(self, max_new_tokens: int) -> dict[str, Any]:
+        """See ``Model.plain_options``."""
+        return {"max_new_tokens": max_new_tokens}
+
+
 def find_model(name: str) -> ModelInfo:
-    """The model of a name in the table, a Hub id (``owner/name``) or a local folder with a BLOOM checkpoint.
+    """The model of a name in the table, a Hub id (``owner/name``), a local folder with a BLOOM checkpoint, or a model
+    behind a server (``openai:<url>#<model>``).
 
     Raises:
         ModelError: none of these.
     """
+    if name.startswith(PREFIX):
+        return ModelInfo(name, parse_address(name).url, None, 0, "as its server says", window_tokens=WINDOW_BYTES)
     if name in MODELS:
         return MODELS[name]
     for info in MODELS.values():
@@ -143,7 +180,7 @@ def find_model(name: str) -> ModelInfo:
         return ModelInfo(name, name, None, 0, "as its page on the Hub says")
     raise ModelError(
         f"There is no model {name!r}. Choose one of {', '.join(MODELS)}, give a Hub id such as 'owner/name', "
-        "or the folder of a BLOOM checkpoint."
+        "the folder of a BLOOM checkpoint, or 'openai:<url>#<model>' for a model behind a server."
     )
 
 
@@ -167,8 +204,11 @@ def load(name: str) -> Model:
 
     Raises:
         ModelError: no such model, no memory or no network for it, or not a BLOOM checkpoint.
+        ChainError: the model's server does not answer as it should.
     """
     info = find_model(name)
+    if name.startswith(PREFIX):
+        return RemoteModel(info, connect(parse_address(name), load_settings().api_key))
     free = free_memory_bytes()
     if info.layer_bytes > free:
         raise ModelError(

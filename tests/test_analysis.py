@@ -5,7 +5,7 @@ import pytest
 from chains import analysis
 from chains.analysis import analyse
 from chains.entities import find_entities
-from chains.errors import ReplyError
+from chains.errors import ModelError, ReplyError
 from chains.language import detect_language
 
 SCORES = json.dumps({"english": -0.1, "español": -3.0, "française": -4.0, "other": -5.0})
@@ -56,6 +56,14 @@ def test_an_error_that_is_not_ours_is_not_hidden(scripted, monkeypatch):
     monkeypatch.setattr(analysis, "detect_languages", fail)
     with pytest.raises(ZeroDivisionError):
         analyse(["Ana left."], scripted(answer))
+
+
+def test_a_model_that_cannot_answer_at_all_ends_the_work(scripted):
+    def fail(_):
+        raise ModelError("the server is down")
+
+    with pytest.raises(ModelError, match="the server is down"):
+        analyse(["Ana left.", "It rained."], scripted(fail))
 
 
 def test_an_analysis_survives_json(scripted):

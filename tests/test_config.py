@@ -26,6 +26,12 @@ def test_precision_comes_from_the_environment(value, precision):
     assert load_settings({"BLOOM_LENS_PRECISION": value}) == Settings(precision=precision)
 
 
+@pytest.mark.parametrize(("value", "key"), [("", ""), (" \n", ""), (" sk-1\n", "sk-1")])
+def test_the_key_comes_from_the_environment_and_is_not_shown(value, key):
+    settings = load_settings({"BLOOM_LENS_API_KEY": value})
+    assert settings.api_key == key and "sk-1" not in repr(settings)
+
+
 def test_the_process_environment_is_the_default(monkeypatch):
     monkeypatch.setenv("BLOOM_LENS_DATA", "elsewhere")
     assert load_settings().data_folder == Path("elsewhere")

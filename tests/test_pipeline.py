@@ -15,8 +15,8 @@ from chains import pipeline as pipeline_module
 from chains.entities import entity_chain
 from chains.errors import ModelError
 from chains.language import language_chain
-from chains.pipeline import items_of, labels_of, plain_options
-from chains.prompts import load_task, prompt_template, to_prompt_text
+from chains.pipeline import plain_options
+from chains.prompts import items_of, labels_of, load_task, prompt_template, to_prompt_text
 
 LANGUAGE = load_task("language")
 ENTITIES = load_task("entities")
