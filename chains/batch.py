@@ -511,9 +511,7 @@ class Jobs:
 
 def layout_of(job: Job) -> Layout:
     """How the job's file is to be read."""
-    return Layout(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(job.layout).items()}
-    )
+    return Layout(**json.loads(job.layout))
 
 
 def this_process() -> str:

@@ -14,7 +14,7 @@ from chains.errors import TableError
 from chains.metrics import entity_scores, language_scores
 from chains.prompts import load_task
 from chains.schema import UNKNOWN, Entity
-from chains.tables import read_table
+from chains.tables import scan, text_of
 
 if TYPE_CHECKING:
     from chains.registry import Model
@@ -55,14 +55,13 @@ def read_gold(path: Path, task: Literal["entities"]) -> EntityGold: ...
 def read_gold(path: Path, task: TaskName) -> LanguageGold | EntityGold:
     """The texts of a gold set with their answers, in file order; the file may be gzipped.
 
-    ``language``: CSV with the columns ``text`` and ``language``, which is a label of the task, ``unknown`` or ``other``
-    (both mean ``unknown``). ``entities``: JSON Lines, ``{"text": …, "entities": [{"start", "end", "type"}, …]}``.
+    ``language``: a table (see ``tables.scan``) with the columns ``text`` and ``language``, which is a label of the
+    task, ``unknown`` or ``other`` (both mean ``unknown``). ``entities``: JSON Lines, ``{"text": …, "entities": [{"start", "end", "type"}, …]}``.
 
     Raises:
         TableError: the file cannot be read, is empty, or has a wrong answer; the message names the row or line.
     """
-    content = _read(path)
-    return _read_languages(content, path.name) if task == "language" else _read_entities(content, path.name)
+    return _read_languages(path) if task == "language" else _read_entities(_read(path), path.name)
 
 
 def _read(path: Path) -> bytes:
@@ -75,15 +74,22 @@ def _read(path: Path) -> bytes:
         raise TableError(f"Cannot read the gold set {str(path)!r}: {reason}. Give the path of a whole file.") from error
 
 
-def _read_languages(content: bytes, name: str) -> LanguageGold:
-    table = read_table(content, name=name)
+def _read_languages(path: Path) -> LanguageGold:
+    table = scan(path, has_header=True)
+    text_column, label_column = table.column("text"), table.column("language")
     labels = tuple(load_task("language").labels)
     names = {**{label: label for label in labels}, UNKNOWN: UNKNOWN, "other": UNKNOWN}
     gold = []
-    for row, (text, label) in enumerate(zip(table.texts("text"), table.texts("language"), strict=True), 1):
+    for row in table.rows():
+        text, error = text_of(row, text_column)
+        label, _ = text_of(row, label_column)
+        if error:
+            raise TableError(f"{table.name!r}: {error}")
         if label not in names:
             expected = ", ".join(names)
-            raise TableError(f"Row {row} of {name!r} has the language {label!r}: expected one of {expected}.")
+            raise TableError(
+                f"Row {row.number} of {table.name!r} has the language {label!r}: expected one of {expected}."
+            )
         gold.append((text, names[label]))
     return gold
 

@@ -87,7 +87,9 @@ def test_offsets_count_code_points_and_a_line_ends_only_at_a_line_feed(write):
         ),
         ("language", b"text,language\na,\n", "Row 1 of 'gold' has the language ''"),
         ("language", b"text,label\na,english\n", "There is no column 'language' of 'gold'"),
+        ("language", b"text,language\na,english\nb\n", "'gold': Row 2 (line 3) has 1 field and the table 2 fields"),
         ("language", b"", "The file of 'gold' is empty"),
+        ("language", gzip.compress(LANGUAGES)[:-5], "'gold' is damaged or not whole"),
         ("entities", b"\n", "The gold set 'gold' is empty"),
         ("entities", b"\xff", "'gold' is not UTF-8 (byte 0)"),
         ("entities", (line("a") + "\n{").encode(), "Line 2 of 'gold': the line: Invalid JSON"),
@@ -120,9 +122,10 @@ def test_a_gold_set_that_breaks_a_rule_is_an_error_naming_the_place(write, task,
     assert message in str(caught.value)
 
 
-def test_a_missing_gold_set_is_an_error(tmp_path):
-    with pytest.raises(TableError, match="Cannot read the gold set .*: No such file"):
-        read_gold(tmp_path / "missing.csv", "language")
+@pytest.mark.parametrize("task", ["language", "entities"])
+def test_a_missing_gold_set_is_an_error(tmp_path, task):
+    with pytest.raises(TableError, match="Cannot read .*missing.csv': No such file"):
+        read_gold(tmp_path / "missing.csv", task)
 
 
 def test_language_evaluation_reports_scores_and_what_was_asked(write, asked):
