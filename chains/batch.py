@@ -309,7 +309,7 @@ class Jobs:
         self._wake.set()
         for thread in self._threads:
             thread.join()
-        for job in self.store.list_jobs(states=LIVE, worker=self._me):
+        for job in self.store.list_jobs(worker=self._me):
             self.store.change_job(job.id, expected={"worker": self._me}, worker="")
 
     def run(self, id: str, *, engine: Engine | None = None, on_progress: Callable[[Job], None] | None = None) -> Job:
@@ -404,7 +404,7 @@ class Jobs:
                 raise TableError(f"The file of {job.name!r} ended after {job.done:,} of {job.total:,} rows.")
             seconds = job.seconds + time.perf_counter() - started
             if not self._commit(job, running, chunk, records, seconds):
-                del self._running[job.id]  # it is another's now, or must be planned anew
+                self._running.pop(job.id, None)  # it is another's now, or must be planned anew
         except StoreError:
             self._running.pop(job.id, None)
             raise
@@ -477,7 +477,7 @@ class Jobs:
             answers={answer_key(running.base, hash): record for hash, record in new.items() if not record["error"]},
             failures=failures,
             mended=mended,
-            **progress,
+            progress=progress,
         )
 
     def _fail(self, job: Job, error: str) -> None:

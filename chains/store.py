@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -181,7 +181,11 @@ class Store:
         if self._is_sqlite:
             sa.event.listen(self.engine, "connect", _set_up_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
-        self._migrate()
+        try:
+            self._migrate()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Give back all connections; a later call opens new ones."""
@@ -322,7 +326,7 @@ class Store:
         answers: Mapping[bytes, Mapping[str, Any]],
         failures: Mapping[int, str],
         mended: Sequence[int] = (),
-        **progress: Any,
+        progress: Mapping[str, Any],
     ) -> bool:
         """Store one chunk of ``job``, as it was read, with its ``progress``, if ``worker`` still runs it.
 
@@ -417,4 +421,4 @@ def _set_up_sqlite(connection: Any, _: object) -> None:
 def _begin_sqlite(connection: sa.Connection) -> None:
     # A transaction that reads first and writes later could fail in between: writers queue up at the start.
     writes = connection.get_execution_options().get("writes", False)
-    cast(sa.Connection, connection).exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

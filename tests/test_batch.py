@@ -1,25 +1,32 @@
+import io
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chains import analysis, batch
-from chains.batch import Jobs, analyse_in_chunks
-from chains.errors import ChainError, ModelError, TableError
+from chains.batch import Chunk, Jobs, answer_base, is_alive, plan_chunks, text_hash, this_process
+from chains.errors import ChainError, ModelError, StoreError, TableError
+from chains.exports import to_record
 from chains.schema import Analysis, Detection, Recognition
-from chains.tables import add_results, read_table
+from chains.store import Store
+from chains.tables import Row, scan
 
 MODEL = SimpleNamespace(name="fake", version="fake 1 · abc", info=SimpleNamespace(shots=3))
-TABLE = read_table(b'id,text\n1,"one, two"\n2,bad\n3,\n4,four\n5,four\n')
+CONTENT = 'id,text\n1,"one, two"\n2,bad\n3,\n4,four\n5,four\n'
 
 
 def answer(text):
-    if text == "bad":
+    if "bad" in text:
         return Analysis(text=text, error="no reply", model=MODEL.version)
     detection = Detection(language="english", probability=1 / (1 + len(text)))
     return Analysis(text=text, detection=detection, recognition=Recognition(), model=MODEL.version)
@@ -34,6 +41,7 @@ class Scripted:
         self.gate.set()
         self.entered = threading.Event()
         self.error = None
+        self.answer = answer
 
     def __call__(self, texts, model, *, shots=None):
         self.calls.append((list(texts), shots))
@@ -41,27 +49,54 @@ class Scripted:
         assert self.gate.wait(10)
         if self.error:
             raise self.error
-        return [answer(text) for text in texts]
+        return [self.answer(text) for text in texts]
+
+    def texts(self):
+        return [texts for texts, _ in self.calls]
 
 
 @pytest.fixture
 def analyse(monkeypatch):
     scripted = Scripted()
     monkeypatch.setattr(analysis, "analyse", scripted)
-    monkeypatch.setattr(
-        batch, "analyse_in_chunks", lambda *args, **options: analyse_in_chunks(*args, **options, chunk=2)
-    )
+    monkeypatch.setattr(batch, "CHUNK", 2)
+    monkeypatch.setattr(batch, "IDLE_S", 0.01)
     return scripted
 
 
 @pytest.fixture
-def jobs(tmp_path, analyse):
-    jobs = Jobs(tmp_path, lambda name: MODEL)
-    yield jobs
-    # Let its thread come to rest, or it would call the next test's script.
+def make_jobs(tmp_path, analyse):
+    """Makes the jobs of a process: all of them share one database, the default in a temporary folder."""
+    made = []
+
+    def make(load=lambda name: MODEL, url=f"sqlite:///{tmp_path / 'jobs.db'}", start=True):
+        jobs = Jobs(Store(url), tmp_path, load)
+        made.append(jobs)
+        if start:
+            jobs.start()
+        return jobs
+
+    yield make
     analyse.gate.set()
-    for status in jobs.list():
-        wait(jobs, status.id)
+    for jobs in made:
+        jobs.close()
+        jobs.store.close()
+
+
+@pytest.fixture
+def jobs(make_jobs):
+    return make_jobs()
+
+
+@pytest.fixture
+def table(tmp_path):
+    return make_table(tmp_path, CONTENT)
+
+
+def make_table(folder, content, name="file.csv"):
+    path = folder / name
+    path.write_bytes(content.encode())
+    return scan(path)
 
 
 def wait(jobs, id, *states):
@@ -72,221 +107,476 @@ def wait(jobs, id, *states):
     return jobs.status(id)
 
 
-def expected(table=TABLE):
-    return add_results(table.frame, [answer(text) for text in table.frame["text"]])
+def expected(table):
+    return [(row, to_record(answer(row.cells[table.column("text")]))) for row in table.rows()]
+
+
+def rows_of(texts, start=0):
+    return [Row(number, (text,)) for number, text in enumerate(texts, start + 1)]
+
+
+def plan(texts, known=()):
+    """The chunks of these texts, each stored before the next is planned."""
+    stored = {text_hash(text) for text in known}
+    for chunk in plan_chunks(rows_of(texts), 0, 0, lambda hashes: stored & set(hashes)):
+        stored |= set(chunk.texts)
+        yield chunk
 
 
 @pytest.mark.parametrize(
-    ("texts", "chunk", "rows", "asked"),
+    ("texts", "known", "ends", "asked"),
     [
-        ([], 2, [], []),
-        (["a"], 2, [1], [["a"]]),
-        (["a", "b", "c"], 2, [2, 1], [["a", "b"], ["c"]]),
-        (["a", "a", "a"], 2, [3], [["a"]]),
-        (["a", "b", "a", "c", "b"], 2, [2, 3], [["a", "b"], ["c"]]),
-        (["a", "b", "a", "b"], 2, [2, 2], [["a", "b"]]),
-        (["", ""], 1, [1, 1], [[""]]),
+        ([], [], [], []),
+        (["a"], [], [1], [["a"]]),
+        (["a", "b", "c"], [], [2, 3], [["a", "b"], ["c"]]),
+        (["a", "a", "a"], [], [3], [["a"]]),
+        (["a", "b", "a", "c", "b"], [], [2, 5], [["a", "b"], ["c"]]),
+        (["a", "b", "a", "b"], [], [2, 4], [["a", "b"], []]),
+        (["a", "b", "c"], ["a", "c"], [3], [["b"]]),
+        (["", "\ud800", " "], [], [3], [["", " "]]),
     ],
 )
-def test_a_chunk_holds_so_many_new_texts_and_equal_texts_are_asked_once(analyse, texts, chunk, rows, asked):
-    chunks = list(analyse_in_chunks(texts, MODEL, shots=4, chunk=chunk))
-    assert [len(one) for one in chunks] == rows
-    assert analyse.calls == [(one, 4) for one in asked]
+def test_a_chunk_ends_with_so_many_new_texts_and_equal_texts_are_asked_once(analyse, texts, known, ends, asked):
+    chunks = list(plan(texts, known))
+    assert [chunk.end for chunk in chunks] == ends
+    assert [list(chunk.texts.values()) for chunk in chunks] == asked
 
 
-@given(st.lists(st.text(max_size=2)), st.integers(1, 5))
-def test_chunks_together_are_the_analyses_of_all_rows(texts, chunk):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(analysis, "analyse", lambda some, model, *, shots=None: [answer(text) for text in some])
-        chunks = analyse_in_chunks(texts, MODEL, chunk=chunk)
-        assert [one for rows in chunks for one in rows] == [answer(text) for text in texts]
+def test_a_chunk_of_known_texts_holds_so_many_rows(analyse, monkeypatch):
+    monkeypatch.setattr(batch, "CHUNK_ROWS", 3)
+    assert [chunk.end for chunk in plan(["a"] * 7, ["a"])] == [3, 6, 7]
 
 
-def test_a_job_runs_to_its_end(jobs, analyse):
-    id = jobs.submit("my file", TABLE, "text", "fake", 4)
-    status = wait(jobs, id)
-    assert (status.state, status.total, status.done, status.failed) == ("done", 5, 5, 1)
-    assert (status.name, status.text_column, status.model, status.version) == ("my file", "text", "fake", MODEL.version)
-    assert (status.shots, status.error, status.seconds_left) == (4, "", 0.0)
-    assert status.rows_per_second == 5 / status.seconds
-    pd.testing.assert_frame_equal(jobs.results(id), expected())
-    assert [shots for _, shots in analyse.calls] == [4, 4]
+@given(st.lists(st.text(max_size=2)), st.integers(0, 20))
+def test_chunks_planned_after_a_stop_are_those_that_were_left(texts, stop):
+    chunks = list(plan(texts))
+    assert [number for chunk in chunks for number in range(chunk.start + 1, chunk.end + 1)] == list(
+        range(1, len(texts) + 1)
+    )
+    done = chunks[:stop]
+    stored = {hash for chunk in done for hash in chunk.texts}
+    start = done[-1].end if done else 0
+    left = []
+    for chunk in plan_chunks(rows_of(texts[start:], start), 0, start, lambda hashes: stored & set(hashes)):
+        stored |= set(chunk.texts)
+        left.append(chunk)
+    assert left == chunks[stop:]
 
 
-def test_a_waiting_job_has_no_rate_and_no_rows_yet(jobs, analyse):
+def test_answers_depend_on_model_shots_and_task_files(monkeypatch):
+    bases = {answer_base("a", 3), answer_base("b", 3), answer_base("a", 4)}
+    task = batch.load_task("language")
+    monkeypatch.setattr(batch, "load_task", lambda name: task)
+    bases.add(answer_base("a", 3))
+    assert len(bases) == 4
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_job_runs_to_its_end(make_jobs, analyse, table, request, kind):
+    jobs = make_jobs(**({"url": request.getfixturevalue("postgres_url")} if kind == "postgresql" else {}))
+    id = jobs.submit(table, "text", "fake", 4, name="my file", owner="ana")
+    job = wait(jobs, id)
+    assert (job.state, job.total, job.done, job.failed) == ("done", 5, 5, 1)
+    assert (job.name, job.owner, job.text_column, job.model) == ("my file", "ana", "text", "fake")
+    assert (job.version, job.shots, job.error, job.seconds_left, job.worker) == (MODEL.version, 4, "", 0.0, "")
+    assert job.rows_per_second == 5 / job.seconds
+    assert list(jobs.results(id)) == expected(table)
+    assert list(jobs.results(id, 1, 3)) == expected(table)[1:3]
+    assert analyse.calls == [(["one, two", "bad"], 4), (["", "four"], 4)]
+
+
+def test_an_equal_text_is_never_computed_twice(jobs, analyse, tmp_path, table):
+    first = jobs.submit(table, "text", "fake")
+    wait(jobs, first)
+    analyse.calls.clear()
+    second = jobs.submit(make_table(tmp_path, "text\nfour\nnew\none, two\n", "b.csv"), "text", "fake")
+    wait(jobs, second)
+    assert analyse.texts() == [["new"]]
+    jobs.delete(first)
+    assert [record["language"] for _, record in jobs.results(second)] == ["english"] * 3
+    third = jobs.submit(table, "text", "fake", 5)
+    wait(jobs, third)
+    assert analyse.texts()[1:] == [["one, two", "bad"], ["", "four"]]  # other shots, other answers
+
+
+def test_a_waiting_job_has_no_rate_and_no_rows_yet(jobs, analyse, table):
     analyse.gate.clear()
-    jobs.submit("first", TABLE, "text", "fake")
-    id = jobs.submit("second", TABLE, "text", "fake")
-    status = jobs.status(id)
-    assert (status.state, status.rows_per_second, status.seconds_left) == ("waiting", 0.0, None)
-    assert len(jobs.results(id)) == 0
-    assert list(jobs.results(id).columns) == list(expected().columns)
+    jobs.submit(table, "text", "fake")
+    assert analyse.entered.wait(10)
+    id = jobs.submit(table, "text", "fake", 6)
+    job = jobs.status(id)
+    assert (job.state, job.rows_per_second, job.seconds_left) == ("waiting", 0.0, None)
+    assert list(jobs.results(id)) == []
 
 
-def test_jobs_are_listed_newest_first(jobs):
-    ids = [jobs.submit(name, TABLE, "text", "fake") for name in ("a", "b", "c")]
-    assert [status.id for status in jobs.list()] == ids[::-1]
+def test_jobs_are_listed_newest_first_for_those_who_may_see_them(jobs, table):
+    ids = [jobs.submit(table, "text", "fake", name=name, owner=name) for name in ("", "ana", "bob")]
+    assert [job.id for job in jobs.list()] == ids[::-1]
+    assert [job.id for job in jobs.list("ana")] == [ids[1], ids[0]]
 
 
-def test_finished_chunks_can_be_read_while_a_job_runs(jobs, analyse):
+def test_jobs_take_turns(jobs, analyse, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "TURN_S", 0.0)
     analyse.gate.clear()
-    id = jobs.submit("", TABLE, "text", "fake")
-    analyse.entered.wait(10)
-    assert (jobs.status(id).state, jobs.status(id).done) == ("running", 0)
-    assert len(jobs.results(id)) == 0
-
-
-def test_a_stopped_job_keeps_its_rows_and_resumes_after_them(jobs, analyse):
-    analyse.gate.clear()
-    id = jobs.submit("", TABLE, "text", "fake")
-    analyse.entered.wait(10)
-    jobs.stop(id)
+    for name in "ab":
+        jobs.submit(
+            make_table(tmp_path, "text\n" + "".join(f"{name}{row}\n" for row in range(6)), name), "text", "fake"
+        )
     analyse.gate.set()
-    status = wait(jobs, id)
-    assert (status.state, status.done) == ("stopped", 2)
-    pd.testing.assert_frame_equal(jobs.results(id), expected().iloc[:2])
-    jobs.resume(id)
-    assert wait(jobs, id, "done").failed == 1
-    pd.testing.assert_frame_equal(jobs.results(id), expected())
-    assert [texts for texts, _ in analyse.calls] == [["one, two", "bad"], ["", "four"]]
+    for job in jobs.list():
+        wait(jobs, job.id)
+    assert "".join(texts[0][0] for texts in analyse.texts()[1:]) in ("babab", "ababa", "abab", "babaa")
 
 
-def test_a_waiting_job_stops_and_resumes(jobs, analyse):
+def test_a_stopped_job_keeps_its_rows_and_resumes_after_them(jobs, analyse, table):
     analyse.gate.clear()
-    jobs.submit("first", TABLE, "text", "fake")
-    id = jobs.submit("second", TABLE, "text", "fake")
+    id = jobs.submit(table, "text", "fake")
+    assert analyse.entered.wait(10)
     jobs.stop(id)
     assert jobs.status(id).state == "stopped"
-    jobs.resume(id)
-    assert jobs.status(id).state == "waiting"
     analyse.gate.set()
-    assert wait(jobs, id, "done").done == 5
+    deadline = time.monotonic() + 10
+    while jobs.status(id).done < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert list(jobs.results(id)) == expected(table)[:2]
+    jobs.resume(id)
+    assert wait(jobs, id, "done").failed == 1
+    assert list(jobs.results(id)) == expected(table)
+    assert analyse.texts() == [["one, two", "bad"], ["", "four"]]
 
 
-def test_stop_and_resume_leave_a_finished_job_as_it_is(jobs):
-    id = jobs.submit("", TABLE, "text", "fake")
+def test_stop_and_resume_leave_a_finished_job_as_it_is(jobs, table):
+    id = jobs.submit(table, "text", "fake")
     done = wait(jobs, id)
     jobs.stop(id)
     jobs.resume(id)
     assert jobs.status(id) == done
 
 
-def test_a_model_that_does_not_load_fails_the_job_in_words(tmp_path, analyse):
+def test_failed_rows_alone_are_tried_again(jobs, analyse, tmp_path):
+    table = make_table(tmp_path, "text,b\ngood,1\nbad a,1\nbad b,1\nlong,1,2\ngood,1\nbad a,1\nbad c,1\n")
+    id = jobs.submit(table, "text", "fake")
+    assert wait(jobs, id).failed == 5
+    analyse.calls.clear()
+    analyse.answer = lambda text: answer("good") if text != "bad b" else answer(text)
+    jobs.retry(id)
+    deadline = time.monotonic() + 10
+    while jobs.status(id).failed != 2 or jobs.status(id).state != "done":
+        assert time.monotonic() < deadline, jobs.status(id)
+        time.sleep(0.01)
+    assert analyse.texts() == [["bad a", "bad b"], ["bad c"]]
+    errors = [record["error"] for _, record in jobs.results(id)]
+    assert errors[:3] == ["", "", "no reply"] and "3 fields" in errors[3] and errors[4:] == ["", "", ""]
+    jobs.retry(id)
+    assert wait(jobs, id, "done").failed == 2
+
+
+def test_a_row_that_cannot_be_read_costs_the_others_nothing(jobs, tmp_path):
+    table = make_table(tmp_path, "id,text\n1,one\n2\n3,three\n")
+    id = jobs.submit(table, "text", "fake")
+    job = wait(jobs, id)
+    assert (job.state, job.done, job.failed) == ("done", 3, 1)
+    (_, first), (_, second), (_, third) = jobs.results(id)
+    assert (first["language"], third["language"]) == ("english", "english")
+    assert "1 field" in second["error"]
+
+
+def test_a_model_that_does_not_load_fails_the_job_in_words(make_jobs, table):
     def load(name):
         raise ModelError("No memory for it.")
 
-    jobs = Jobs(tmp_path, load)
-    id = jobs.submit("", TABLE, "text", "fake")
-    status = wait(jobs, id)
-    assert (status.state, status.error, status.done) == ("failed", "No memory for it.", 0)
+    jobs = make_jobs(load)
+    job = wait(jobs, jobs.submit(table, "text", "fake"))
+    assert (job.state, job.error, job.done) == ("failed", "No memory for it.", 0)
 
 
-def test_a_failed_job_resumes_and_others_still_run(jobs, analyse):
+def test_a_failed_job_resumes_and_others_still_run(jobs, analyse, table):
     analyse.error = RuntimeError("out of cheese")
-    id = jobs.submit("", TABLE, "text", "fake")
-    assert wait(jobs, id).error == ("An unexpected RuntimeError ended the job: out of cheese. The log has the details.")
+    id = jobs.submit(table, "text", "fake")
+    assert wait(jobs, id).error == "An unexpected RuntimeError ended the job: out of cheese. The log has the details."
     analyse.error = None
-    other = jobs.submit("", TABLE, "text", "fake")
-    assert wait(jobs, other).state == "done"
+    assert wait(jobs, jobs.submit(table, "text", "fake")).state == "done"
     jobs.resume(id)
-    status = wait(jobs, id, "done")
-    assert (status.error, status.done) == ("", 5)
+    job = wait(jobs, id, "done")
+    assert (job.error, job.done) == ("", 5)
 
 
-def test_a_job_of_an_earlier_process_is_stopped_and_resumes_as_if_uninterrupted(tmp_path, jobs, analyse):
-    id = jobs.submit("old", TABLE, "text", "fake")
-    wait(jobs, id)
-    # As a process leaves it that dies while it writes the last chunk.
-    folder = tmp_path / "jobs" / id
-    job = json.loads((folder / "job.json").read_text())
-    (folder / "job.json").write_text(json.dumps(job | {"state": "running", "done": 2, "failed": 1}))
-    whole = (folder / "results.jsonl").read_bytes()
-    (folder / "results.jsonl").write_bytes(whole[:-10])
-    later = Jobs(tmp_path, lambda name: MODEL)
-    status = later.status(id)
-    assert (status.state, status.done, status.failed, status.name) == ("stopped", 4, 1, "old")
-    pd.testing.assert_frame_equal(later.results(id), expected().iloc[:4])
-    later.resume(id)
-    wait(later, id, "done")
-    assert (folder / "results.jsonl").read_bytes() == whole
-    pd.testing.assert_frame_equal(later.results(id), expected())
-    assert analyse.calls[-1][0] == ["four"]
-
-
-def test_rows_of_two_models_are_never_mixed(tmp_path, jobs, analyse):
+def test_rows_of_two_models_are_never_mixed(make_jobs, analyse, table):
+    jobs = make_jobs()
     analyse.gate.clear()
-    id = jobs.submit("", TABLE, "text", "fake")
-    analyse.entered.wait(10)
+    id = jobs.submit(table, "text", "fake")
+    assert analyse.entered.wait(10)
     jobs.stop(id)
     analyse.gate.set()
-    wait(jobs, id)
-    later = Jobs(tmp_path, lambda name: SimpleNamespace(version="fake 2"))
+    jobs.close()
+    later = make_jobs(lambda name: SimpleNamespace(version="fake 2", info=MODEL.info))
     later.resume(id)
-    assert wait(later, id).error.startswith("The finished rows are from fake 1 · abc, and the model is now fake 2")
+    assert wait(later, id).error.startswith("The finished rows are from fake 1 · abc, and now the model is fake 2")
     assert later.status(id).done == 2
 
 
-def test_a_folder_that_is_no_job_is_skipped(tmp_path, caplog):
-    for name, content in (("a", "{"), ("b", "{}"), ("c", "[]")):
-        (tmp_path / "jobs" / name).mkdir(parents=True)
-        (tmp_path / "jobs" / name / "job.json").write_text(content)
-    assert Jobs(tmp_path, lambda name: MODEL).list() == []
-    assert caplog.text.count("is no job of this version") == 3
-
-
-def test_a_damaged_result_fails_only_its_job(tmp_path, jobs):
-    id, other = (jobs.submit("", TABLE, "text", "fake") for _ in range(2))
-    wait(jobs, other)
-    file = tmp_path / "jobs" / id / "job.json"
-    file.write_text(file.read_text().replace('"done"', '"running"', 1))
-    (file.parent / "results.jsonl").write_text("nonsense\n")
-    later = Jobs(tmp_path, lambda name: MODEL)
-    assert "is damaged" in later.status(id).error
-    assert later.status(other).state == "done"
-
-
-def test_a_deleted_job_leaves_nothing(tmp_path, jobs):
-    id = jobs.submit("", TABLE, "text", "fake")
-    wait(jobs, id)
-    jobs.delete(id)
-    assert jobs.list() == []
-    assert list((tmp_path / "jobs").iterdir()) == []
-
-
-def test_a_running_job_can_be_deleted(tmp_path, jobs, analyse):
+def test_a_closed_process_leaves_its_job_to_the_next(make_jobs, analyse, table):
+    jobs = make_jobs()
     analyse.gate.clear()
-    id = jobs.submit("", TABLE, "text", "fake")
-    analyse.entered.wait(10)
+    id = jobs.submit(table, "text", "fake")
+    assert analyse.entered.wait(10)
+    threading.Timer(0.1, analyse.gate.set).start()
+    jobs.close()
+    assert (jobs.status(id).state, jobs.status(id).worker) == ("running", "")
+    later = make_jobs()
+    assert wait(later, id).state == "done"
+    assert list(later.results(id)) == expected(table)
+
+
+def dead_worker():
+    """The worker of a process of this system that has ended."""
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    system, _, since = this_process().split(" ")
+    return f"{system} {done.stdout.strip()} {since} 0123"
+
+
+def test_a_job_whose_process_died_is_picked_up_at_the_next_start(make_jobs, table):
+    jobs = make_jobs(start=False)
+    id = jobs.submit(table, "text", "fake")
+    jobs.store.change_job(id, state="running", worker=dead_worker(), heartbeat=time.time())
+    jobs.start()
+    assert wait(jobs, id).state == "done"
+
+
+def test_a_job_that_ends_its_process_again_and_again_is_not_tried_forever(make_jobs, table):
+    jobs = make_jobs(start=False)
+    id = jobs.submit(table, "text", "fake")
+    jobs.store.change_job(id, state="running", worker=dead_worker(), crashes=3)
+    jobs.start()
+    assert "The program ended 3 times at work on the rows after 0" in wait(jobs, id, "failed").error
+    jobs.resume(id)
+    assert wait(jobs, id).state == "done"
+
+
+@pytest.mark.parametrize(
+    ("worker", "beat_s_ago", "lives"),
+    [
+        (f"{this_process()} 00", 1000, True),
+        (dead_worker(), 0, False),
+        (f"{this_process().rpartition(' ')[0]} 1 00", 0, False),  # another process with the same number
+        ("elsewhere 1 2 00", 10, True),
+        ("elsewhere 1 2 00", 100, False),
+        ("- 1 - 00", 10, True),
+    ],
+)
+def test_who_is_alive_is_known_here_and_told_by_heartbeats_elsewhere(make_jobs, table, worker, beat_s_ago, lives):
+    jobs = make_jobs(start=False)
+    job = jobs.status(jobs.submit(table, "text", "fake"))
+    assert is_alive(replace(job, worker=worker, heartbeat=1e9 - beat_s_ago), 1e9) is lives
+
+
+def test_two_processes_on_one_database_share_the_jobs_and_compute_nothing_twice(make_jobs, analyse, tmp_path):
+    first, second = make_jobs(), make_jobs()
+    ids = [
+        first.submit(make_table(tmp_path, "text\n" + "".join(f"{name}{row}\n" for row in range(20)), name), "text", "f")
+        for name in "abcd"
+    ]
+    for id in ids:
+        assert wait(second, id).done == 20
+    asked = [text for texts in analyse.texts() for text in texts]
+    assert len(asked) == len(set(asked)) == 80
+
+
+def test_a_database_that_fails_is_tried_again(jobs, analyse, table, monkeypatch):
+    commit, failures = jobs.store.commit, iter([True, True])
+
+    def fail_twice(*args, **options):
+        if next(failures, False):
+            raise StoreError("The disk is full.")
+        return commit(*args, **options)
+
+    monkeypatch.setattr(jobs.store, "commit", fail_twice)
+    monkeypatch.setattr(batch, "MAX_PAUSE_S", 0.01)
+    id = jobs.submit(table, "text", "fake")
+    deadline = time.monotonic() + 10
+    while not jobs.problem and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert jobs.problem == "The disk is full."
+    assert wait(jobs, id).state == "done"
+    assert list(jobs.results(id)) == expected(table)
+
+
+def test_a_deleted_job_leaves_nothing(tmp_path, jobs, table):
+    id = jobs.submit(table, "text", "fake")
+    wait(jobs, id)
+    list(jobs.results(id))
     jobs.delete(id)
     assert jobs.list() == []
-    assert Jobs(tmp_path, lambda name: MODEL).list() == []
+    assert list((tmp_path / "sources").iterdir()) == []
+    with jobs.store.engine.connect() as connection:
+        assert connection.scalar(sa.text("SELECT count(*) FROM answers")) == 0
+
+
+def test_a_running_job_can_be_deleted(jobs, analyse, table):
+    analyse.gate.clear()
+    id = jobs.submit(table, "text", "fake")
+    assert analyse.entered.wait(10)
+    jobs.delete(id)
     analyse.gate.set()
-    other = jobs.submit("", TABLE, "text", "fake")
-    wait(jobs, other)
-    assert [folder.name for folder in (tmp_path / "jobs").iterdir()] == [other]
+    other = jobs.submit(table, "text", "fake", 5)
+    assert wait(jobs, other).state == "done"
+    assert [job.id for job in jobs.list()] == [other]
 
 
-@pytest.mark.parametrize("method", ["status", "stop", "resume", "results", "delete"])
+def test_a_renamed_job_keeps_its_new_name(jobs, table):
+    id = jobs.submit(table, "text", "fake")
+    jobs.rename(id, " new name ")
+    assert jobs.status(id).name == "new name"
+    jobs.rename(id, " ")
+    assert jobs.status(id).name == "Untitled"
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["status", "stop", "resume", "retry", "delete", "results", "run", ("rename", "x"), ("export", io.BytesIO())],
+)
 def test_an_unknown_id_is_an_error(jobs, method):
+    method, *arguments = [method] if isinstance(method, str) else method
     with pytest.raises(ChainError, match="There is no job '../etc'"):
-        getattr(jobs, method)("../etc")
+        list(getattr(jobs, method)("../etc", *arguments) or [])
 
 
-def test_a_missing_text_column_is_an_error_and_makes_no_job(jobs):
+def test_a_missing_text_column_is_an_error_and_makes_no_job(jobs, table):
     with pytest.raises(TableError, match="There is no column 'txt'"):
-        jobs.submit("", TABLE, "txt", "fake")
+        jobs.submit(table, "txt", "fake")
     assert jobs.list() == []
 
 
-def test_a_data_folder_that_cannot_be_written_is_an_error_in_words(tmp_path):
-    (tmp_path / "file").write_text("")
-    jobs = Jobs(tmp_path / "file", lambda name: MODEL)
-    with pytest.raises(ChainError, match="Cannot store the job in .*file/jobs': Not a directory"):
-        jobs.submit("", TABLE, "text", "fake")
-
-
-def test_odd_cells_and_names_survive_a_job(jobs):
-    table = read_table('text,language,"a ""b"", c",text\r\n" é\n\r😀 ",,=1,\r\n,,,\r\n'.encode())
-    id = jobs.submit("", table, "text", "fake")
+def test_odd_cells_and_names_survive_a_job(jobs, tmp_path):
+    table = make_table(tmp_path, 'text,language,"a ""b"", c",text\r\n" é\n\r😀 ",,=1,\r\n\0,,,\r\n')
+    id = jobs.submit(table, "text", "fake", name="a\0b")
     wait(jobs, id)
-    pd.testing.assert_frame_equal(jobs.results(id), expected(table))
+    assert list(jobs.results(id)) == expected(table)
+    target = io.BytesIO()
+    assert jobs.export(id, target, neutralise=False) == 2
+    copy = tmp_path / "copy.csv"
+    copy.write_bytes(target.getvalue())
+    assert [row.cells[:4] for row in scan(copy).rows()] == [row.cells for row in table.rows()]
+
+
+def test_a_job_runs_in_the_foreground_and_is_found_again(make_jobs, analyse, table):
+    jobs = make_jobs(start=False)
+    assert jobs.find(table, "text", "fake") is None
+    id = jobs.submit(table, "text", "fake", copy=False)
+    seen = []
+    job = jobs.run(id, on_progress=lambda job: seen.append(job.done))
+    assert (job.state, seen) == ("done", [2, 4, 5])
+    assert jobs.find(table, "text", "fake") == job
+    assert jobs.find(table, "id", "fake") is jobs.find(table, "text", "fake", 2) is None
+    assert list(jobs.results(id)) == expected(table)
+    assert jobs.run(id) == job
+
+
+def test_a_file_that_changed_is_not_mixed_with_its_former_rows(make_jobs, table):
+    jobs = make_jobs(start=False)
+    id = jobs.submit(table, "text", "fake", copy=False)
+    table.path.write_text("other")
+    with pytest.raises(ChainError, match="is no longer the file that the job began with"):
+        jobs.run(id)
+    table.path.unlink()
+    with pytest.raises(ChainError, match="Cannot read .*No such file"):
+        jobs.run(id)
+
+
+def test_an_interrupted_run_stops_the_job_and_the_same_goes_on(make_jobs, analyse, table):
+    jobs = make_jobs(start=False)
+    id = jobs.submit(table, "text", "fake", copy=False)
+
+    def interrupt(job):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run(id, on_progress=interrupt)
+    job = jobs.status(id)
+    assert (job.state, job.done, job.worker) == ("stopped", 2, "")
+    assert make_jobs(start=False).run(id).done == 5
+    assert analyse.texts() == [["one, two", "bad"], ["", "four"]]
+
+
+def test_a_run_waits_for_the_process_that_has_the_job(make_jobs, analyse, table):
+    jobs, other = make_jobs(), make_jobs(start=False)
+    analyse.gate.clear()
+    id = jobs.submit(table, "text", "fake")
+    assert analyse.entered.wait(10)
+    threading.Timer(0.1, analyse.gate.set).start()
+    assert other.run(id).done == 5
+    assert len(analyse.calls) == 2
+
+
+def test_another_engine_computes_the_same(make_jobs, analyse, table):
+    class Engine:
+        version, shots = MODEL.version, 3
+
+        def steps(self, work):
+            assert (work.shots, work.start) == (3, 0)
+            seen = set()
+            for chunk in plan_chunks(table.rows(), work.column, work.start, lambda hashes: seen & set(hashes)):
+                seen |= set(chunk.texts)
+                yield chunk, [to_record(answer(text)) for text in chunk.texts.values()]
+
+    jobs = make_jobs(start=False)
+    id = jobs.submit(table, "text", "fake")
+    assert jobs.run(id, engine=Engine()).failed == 1
+    assert list(jobs.results(id)) == expected(table)
+    assert analyse.calls == []
+
+
+def test_an_empty_chunk_before_the_end_is_an_error(make_jobs, table):
+    class Engine:
+        version, shots = MODEL.version, 3
+
+        def steps(self, work):
+            yield Chunk(0, 2, {1: b"a", 2: b"b"}, {}, {b"a": "x", b"b": "y"}), [to_record(answer("x"))] * 2
+
+    jobs = make_jobs(start=False)
+    id = jobs.submit(table, "text", "fake")
+    with pytest.raises(ChainError, match="ended after 2 of 5 rows"):
+        jobs.run(id, engine=Engine())
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_killed_process_loses_no_row_and_doubles_none(tmp_path, tiny_folder, request, kind):
+    source = tmp_path / "in.csv"
+    source.write_text("text\n" + "".join(f"Nadia Okafor left Porto in {year}.\n" for year in range(700)))
+    environment = os.environ | {"BLOOM_LENS_DATA": str(tmp_path / "data")}
+    if kind == "postgresql":
+        environment["BLOOM_LENS_DATABASE"] = request.getfixturevalue("postgres_url")
+
+    def command(target):
+        options = ["--model", str(tiny_folder), "--text-column", "text", "--json"]
+        return [sys.executable, "-m", "chains", "batch", str(source), str(target), *options]
+
+    whole, resumed = tmp_path / "whole.csv", tmp_path / "resumed.csv"
+    subprocess.run(command(whole), env=environment | {"BLOOM_LENS_DATA": str(tmp_path / "other"),
+                   "BLOOM_LENS_DATABASE": ""}, check=True, capture_output=True)  # fmt: skip
+    url = environment.get("BLOOM_LENS_DATABASE") or f"sqlite:///{tmp_path / 'data' / 'jobs.db'}"
+    rows_done = [0]
+    for _ in range(3):
+        process = subprocess.Popen(command(resumed), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline and done_rows(url) <= rows_done[-1]:
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        rows_done.append(done_rows(url))
+    assert rows_done == sorted(rows_done) and 0 < rows_done[1] < 700
+    done = subprocess.run(command(resumed), env=environment, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout)["rows"] == 700
+    assert resumed.read_bytes() == whole.read_bytes()
+
+
+def done_rows(url):
+    """How many rows of its only job a database says are done; 0 while it is being made."""
+    engine = sa.create_engine(url)
+    try:
+        with engine.connect() as connection:
+            return connection.scalar(sa.text("SELECT done FROM jobs")) or 0
+    except sa.exc.SQLAlchemyError:
+        return 0
+    finally:
+        engine.dispose()
