@@ -118,7 +118,7 @@ def rows_of(texts, start=0):
 def plan(texts, known=()):
     """The chunks of these texts, each stored before the next is planned."""
     stored = {text_hash(text) for text in known}
-    for chunk in plan_chunks(rows_of(texts), 0, 0, lambda hashes: stored & set(hashes)):
+    for chunk in plan_chunks(rows_of(texts), 0, 0, stored.intersection):
         stored |= set(chunk.texts)
         yield chunk
 
@@ -157,7 +157,7 @@ def test_chunks_planned_after_a_stop_are_those_that_were_left(texts, stop):
     stored = {hash for chunk in done for hash in chunk.texts}
     start = done[-1].end if done else 0
     left = []
-    for chunk in plan_chunks(rows_of(texts[start:], start), 0, start, lambda hashes: stored & set(hashes)):
+    for chunk in plan_chunks(rows_of(texts[start:], start), 0, start, stored.intersection):
         stored |= set(chunk.texts)
         left.append(chunk)
     assert left == chunks[stop:]
@@ -515,7 +515,7 @@ def test_another_engine_computes_the_same(make_jobs, analyse, table):
         def steps(self, work):
             assert (work.shots, work.start) == (3, 0)
             seen = set()
-            for chunk in plan_chunks(table.rows(), work.column, work.start, lambda hashes: seen & set(hashes)):
+            for chunk in plan_chunks(table.rows(), work.column, work.start, seen.intersection):
                 seen |= set(chunk.texts)
                 yield chunk, [to_record(answer(text)) for text in chunk.texts.values()]
 
