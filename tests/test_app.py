@@ -62,6 +62,7 @@ def answer(text, model):
 @pytest.fixture
 def app(monkeypatch, tmp_path):
     monkeypatch.setenv("BLOOM_LENS_DATA", str(tmp_path))
+    monkeypatch.delenv("BLOOM_LENS_DATABASE", raising=False)
     monkeypatch.setattr(registry, "load", scripted_load)
     monkeypatch.setattr(analysis, "analyse", scripted_analyse)
     # A folder named pages/ makes AppTest run a page bare, as a server does for its very first request only.
