@@ -103,10 +103,7 @@ def estimate_seconds(rows: int) -> int | None:
 def show_upload() -> None:
     if "file" not in st.session_state:
         st.file_uploader("A file with one text per row", type=ENDINGS, key="upload", on_change=take_file)
-        st.caption(
-            "CSV, TSV, JSON Lines, Parquet or Excel; CSV and JSON Lines may be gzipped. Only this dashboard reads it. "
-            "No file at hand?"
-        )
+        st.caption("Only this dashboard reads it. A .gz file may hold CSV or JSON Lines. No file at hand?")
         if st.button("Try with sample data", key="sample"):
             start(scan(SAMPLE), "text", "Sample data")
         return
