@@ -213,11 +213,11 @@ class Jobs:
         self._wake.set()
         return job.id
 
-    def find(self, table: Table, text_column: str, model_name: str, shots: int | None = None) -> Job | None:
-        """The newest job that does the same with the same file, if there is one."""
+    def find(self, table: Table, text_column: str, model_name: str, shots: int | None, base: str) -> Job | None:
+        """The newest job that does the same with the same file by answers of that ``base``, if there is one."""
         wanted = {"source": table.sha256, "layout": json.dumps(asdict(table.layout)), "text_column": text_column}
         found = self.store.list_jobs(**wanted, path=str(table.path.resolve()), model=model_name, shots=shots)
-        return found[0] if found else None
+        return next((job for job in found if job.base in ("", base)), None)
 
     def list(self, owner: str | None = None) -> "list[Job]":
         """The jobs that ``owner`` may see (``None``: all), newest first."""
@@ -325,15 +325,26 @@ class Jobs:
         self.resume(id)
         end = threading.Event()
         threading.Thread(target=self._beat, args=(end,), name="bloom-lens-heartbeat", daemon=True).start()
+        pause = IDLE_S
         try:
-            while (job := self.status(id)).is_live:
-                claimed = self._claim(id)
-                if claimed is None:
-                    time.sleep(IDLE_S)
-                else:
-                    self._advance(claimed, engine)
-                if on_progress:
-                    on_progress(self.status(id))
+            while True:
+                try:
+                    job = self.status(id)
+                    if not job.is_live:
+                        break
+                    if claimed := self._claim(id):
+                        self._advance(claimed, engine)
+                    else:
+                        time.sleep(IDLE_S)
+                    if on_progress:
+                        on_progress(self.status(id))
+                    pause = IDLE_S
+                except StoreError as problem:
+                    if pause > MAX_PAUSE_S:
+                        raise
+                    LOG.warning("%s Trying again in %.0f s.", problem, pause)
+                    time.sleep(pause)
+                    pause *= 2
         except KeyboardInterrupt:
             self.store.change_job(id, expected={"worker": self._me, "state": LIVE}, state="stopped", worker="")
             raise

@@ -461,13 +461,15 @@ def test_odd_cells_and_names_survive_a_job(jobs, tmp_path):
 
 def test_a_job_runs_in_the_foreground_and_is_found_again(make_jobs, analyse, table):
     jobs = make_jobs(start=False)
-    assert jobs.find(table, "text", "fake") is None
+    base = answer_base(MODEL.version, 3)
+    assert jobs.find(table, "text", "fake", None, base) is None
     id = jobs.submit(table, "text", "fake", copy=False)
     seen = []
     job = jobs.run(id, on_progress=lambda job: seen.append(job.done))
     assert (job.state, seen) == ("done", [2, 4, 5])
-    assert jobs.find(table, "text", "fake") == job
-    assert jobs.find(table, "id", "fake") is jobs.find(table, "text", "fake", 2) is None
+    assert jobs.find(table, "text", "fake", None, base) == job
+    for other in (("id", "fake", None, base), ("text", "fake", 2, base), ("text", "fake", None, base[::-1])):
+        assert jobs.find(table, *other) is None
     assert list(jobs.results(id)) == expected(table)
     assert jobs.run(id) == job
 
