@@ -1,4 +1,4 @@
-"""Jobs under faults, and a million rows: ``python -m benchmarks.bench_jobs kill|restart|disk|million [options]``.
+"""Jobs under faults and of any size: ``python -m benchmarks.bench_jobs kill|restart|disk|million|scale [options]``.
 
 - ``kill``: a job is killed with SIGKILL at random moments and begun again each time; its result file must be that of an
   uninterrupted run, byte for byte. ``--database postgresql`` uses a server of its own.
@@ -6,6 +6,7 @@
 - ``disk``: the disk (a small tmpfs, which needs root) is filled in mid-job, and freed.
 - ``million``: 1,000,000 rows of which 90% repeat others, answered by a stub that knows no language, so that store and
   files are measured alone: resident memory over the rows, seconds per row.
+- ``scale``: jobs of 100, 1,000, … rows, all different, up to ``--rows``: milliseconds per text.
 
 Texts are the shipped sentences, numbered; jobs run as ``python -m chains batch`` does, in processes of their own, which
 log what they compute. Each part prints what it saw, ends with one line of JSON, and exits with 1 if a row was lost,
@@ -301,6 +302,20 @@ def million(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return result
 
 
+def scale(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    sizes = [100]
+    while sizes[-1] * 10 <= options.rows:
+        sizes.append(sizes[-1] * 10)
+    ms_per_text = {}
+    for size in sizes:
+        source = folder / f"{size}.csv"
+        write_input(source, size)
+        summary = Run(folder / str(size), source).finish()
+        ms_per_text[size] = summary["seconds"] / size * 1000
+        print(f"{size:,} rows: {ms_per_text[size]:.2f} ms per text", flush=True)
+    return {"ms_per_text": ms_per_text}
+
+
 def memory_of(pid: int, field: str, default: float) -> float:
     """A line of another process's status in megabytes."""
     try:
@@ -311,17 +326,18 @@ def memory_of(pid: int, field: str, default: float) -> float:
     return int(values[field].split()[0]) * 1024 / MEGABYTE if field in values else default
 
 
-PARTS = {"kill": kill, "restart": restart, "disk": disk, "million": million}
+PARTS = {"kill": kill, "restart": restart, "disk": disk, "million": million, "scale": scale}
+ROWS = {"million": 1_000_000, "scale": 100_000}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--rows", type=int, help="default: 5,000; 1,000,000 for 'million'")
+    parser.add_argument("--rows", type=int, help="default: 5,000; 1,000,000 for 'million', 100,000 for 'scale'")
     parser.add_argument("--times", type=int, help="faults; default: 25 kills, 3 of the others")
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite", help="for 'kill'")
     options = parser.parse_args()
-    options.rows = options.rows or (1_000_000 if options.part == "million" else 5_000)
+    options.rows = options.rows or ROWS.get(options.part, 5_000)
     options.times = options.times or (25 if options.part == "kill" else 3)
     with tempfile.TemporaryDirectory(prefix="bloom-lens-jobs-") as folder:
         print(json.dumps({"part": options.part} | PARTS[options.part](options, Path(folder))))

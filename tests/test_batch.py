@@ -541,10 +541,10 @@ def test_an_empty_chunk_before_the_end_is_an_error(make_jobs, table):
         jobs.run(id, engine=Engine())
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_a_killed_process_loses_no_row_and_doubles_none(tmp_path, tiny_folder, request, kind):
+@pytest.mark.parametrize(("kind", "kills"), [("sqlite", 2), ("postgresql", 1)])
+def test_a_killed_process_loses_no_row_and_doubles_none(tmp_path, tiny_folder, request, kind, kills):
     source = tmp_path / "in.csv"
-    source.write_text("text\n" + "".join(f"Nadia Okafor left Porto in {year}.\n" for year in range(700)))
+    source.write_text("text\n" + "".join(f"Nadia Okafor left Porto in {year}.\n" for year in range(400)))
     environment = os.environ | {"BLOOM_LENS_DATA": str(tmp_path / "data")}
     if kind == "postgresql":
         environment["BLOOM_LENS_DATABASE"] = request.getfixturevalue("postgres_url")
@@ -558,7 +558,7 @@ def test_a_killed_process_loses_no_row_and_doubles_none(tmp_path, tiny_folder, r
                    "BLOOM_LENS_DATABASE": ""}, check=True, capture_output=True)  # fmt: skip
     url = environment.get("BLOOM_LENS_DATABASE") or f"sqlite:///{tmp_path / 'data' / 'jobs.db'}"
     rows_done = [0]
-    for _ in range(3):
+    for _ in range(kills):
         process = subprocess.Popen(command(resumed), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline and done_rows(url) <= rows_done[-1]:
@@ -566,9 +566,9 @@ def test_a_killed_process_loses_no_row_and_doubles_none(tmp_path, tiny_folder, r
         process.kill()
         process.communicate()
         rows_done.append(done_rows(url))
-    assert rows_done == sorted(rows_done) and 0 < rows_done[1] < 700
+    assert rows_done == sorted(rows_done) and 0 < rows_done[1] < 400
     done = subprocess.run(command(resumed), env=environment, check=True, capture_output=True, text=True)
-    assert json.loads(done.stdout)["rows"] == 700
+    assert json.loads(done.stdout)["rows"] == 400
     assert resumed.read_bytes() == whole.read_bytes()
 
 
