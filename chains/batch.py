@@ -154,17 +154,22 @@ def plan_chunks(
         yield replace(chunk, end=start)
 
 
+Computed = tuple[Chunk, list[Record], float]
+
+
 @dataclass
 class Running:
     """A job that this process works on: what its answers depend on, and its chunks with the records of their texts.
 
-    ``errors`` are those of texts that failed, by hash.
+    ``errors`` are those of texts that failed, by hash; ``pending`` is a chunk that is computed and not stored yet, with
+    its records and seconds.
     """
 
     base: str
     version: str
     steps: Iterator[tuple[Chunk, list[Record]]]
     errors: dict[bytes, str] = field(default_factory=dict)
+    pending: Computed | None = None
 
 
 class Jobs:
@@ -371,7 +376,6 @@ class Jobs:
             except StoreError as problem:
                 self.problem = str(problem)
                 LOG.warning("%s Trying again in %.0f s.", problem, pause)
-                self._running.clear()
                 self._end.wait(pause)
                 pause = min(2 * pause, MAX_PAUSE_S)
 
@@ -403,21 +407,21 @@ class Jobs:
         return None
 
     def _advance(self, job: Job, engine: Engine | None = None) -> None:
-        """Compute and store the job's next chunk; what goes wrong in it fails the job."""
-        started = time.perf_counter()
+        """Compute and store the job's next chunk; what goes wrong in it fails the job.
+
+        A chunk that cannot be stored is kept, and the next call stores it.
+        """
         try:
-            if job.id not in self._running:
-                self._running[job.id] = self._open(job, engine)
-                started = time.perf_counter()  # loading a model says nothing of the rate
-            running = self._running[job.id]
-            chunk, records = next(running.steps, (Chunk(job.done, job.done), []))
-            if chunk.end == chunk.start and job.retried is None:
-                raise TableError(f"The file of {job.name!r} ended after {job.done:,} of {job.total:,} rows.")
-            seconds = job.seconds + time.perf_counter() - started
-            if not self._commit(job, running, chunk, records, seconds):
-                self._running.pop(job.id, None)  # it is another's now, or must be planned anew
+            running = self._running.get(job.id)
+            if running is None:
+                running = self._running[job.id] = self._open(job, engine)
+            if running.pending is None:
+                running.pending = self._compute(job, running)
+            place = job.done if job.retried is None else job.retried
+            if running.pending[0].start != place or not self._commit(job, running, *running.pending):
+                self._running.pop(job.id, None)  # it went on elsewhere, or must be planned anew
+            running.pending = None
         except StoreError:
-            self._running.pop(job.id, None)
             raise
         except ChainError as problem:
             self._fail(job, str(problem))
@@ -460,6 +464,19 @@ class Jobs:
                 if row.number == start:
                     break
 
+    def _compute(self, job: Job, running: Running) -> Computed:
+        """The job's next chunk with its records, and the seconds that it took."""
+        started = time.perf_counter()
+        try:
+            place = job.done if job.retried is None else job.retried
+            chunk, records = next(running.steps, (Chunk(place, place), []))
+        except StoreError:
+            del self._running[job.id]  # its generator ended with the error
+            raise
+        if chunk.end == chunk.start and job.retried is None:
+            raise TableError(f"The file of {job.name!r} ended after {job.done:,} of {job.total:,} rows.")
+        return chunk, records, time.perf_counter() - started
+
     def _commit(self, job: Job, running: Running, chunk: Chunk, records: Sequence[Record], seconds: float) -> bool:
         """Store a computed chunk; whether this process still had the job."""
         new = dict(zip(chunk.texts, records, strict=True))
@@ -470,7 +487,8 @@ class Jobs:
         failures = chunk.errors | {
             row: running.errors[hash] for row, hash in chunk.hashes.items() if hash in running.errors
         }
-        progress: dict[str, Any] = {"version": running.version, "base": running.base, "crashes": 0, "seconds": seconds}
+        progress: dict[str, Any] = {"version": running.version, "base": running.base, "crashes": 0}
+        progress["seconds"] = job.seconds + seconds
         mended = tuple(chunk.hashes | chunk.errors) if job.retried is not None else ()
         if job.retried is None:
             progress["done"] = chunk.end

@@ -399,6 +399,7 @@ def test_a_database_that_fails_is_tried_again(jobs, analyse, table, monkeypatch)
     assert jobs.problem == "The disk is full."
     assert wait(jobs, id).state == "done"
     assert list(jobs.results(id)) == expected(table)
+    assert analyse.texts() == [["one, two", "bad"], ["", "four"]]  # what was computed is kept until it can be stored
 
 
 def test_a_deleted_job_leaves_nothing(tmp_path, jobs, table):
