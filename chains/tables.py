@@ -432,24 +432,27 @@ def _fields(number: int) -> str:
 
 
 def _is_json_lines(path: Path, is_gzip: bool, encoding: str, name: str) -> bool:
-    """Whether the first line that is not blank holds a JSON object, or the name says so."""
-    is_named = name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json"))
-    line = next((line for block in read_blocks(path, is_gzip, encoding) for line in block if line.strip()), "")
-    if is_named and line.lstrip().startswith("["):
+    """Whether the first line that is not blank is a JSON object; under a name that says so, any of the first lines."""
+    found = (line.strip() for block in read_blocks(path, is_gzip, encoding) for line in block if line.strip())
+    lines = list(islice(found, SNIFFED_ROWS))
+    if not name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json")):
+        return bool(lines) and lines[0].startswith("{") and not _parse_object(lines[0])[1]
+    if lines and lines[0].startswith("[") and (len(lines) == 1 or not lines[0].endswith("]")):
         raise TableError(f"{name!r} is a JSON array: expected JSON Lines, which has one object per line.")
-    return line.lstrip().startswith("{") and (is_named or not _parse_object(line)[1])
+    return any(line.startswith("{") for line in lines)
 
 
 def _scan_json_lines(path: Path, name: str, encoding: str, is_gzip: bool) -> tuple[Layout, Iterator[Row]]:
     seen: dict[str, set[str]] = {}
-    has_lines = False
-    for _, _, record, _ in _read_objects(path, encoding, is_gzip):
-        has_lines = True
+    problem = ""
+    for number, line, record, error in _read_objects(path, encoding, is_gzip):
+        if error and not problem:
+            problem = f" Row {number} (line {line}) {error}"
         if len(seen) + sum(key not in seen for key in record) <= MAX_COLUMNS:
             for key, value in record.items():
                 seen.setdefault(key, set()).add(_type_of(value))
-    if not has_lines:
-        raise _nothing_in(name)
+    if not seen:
+        raise TableError(f"There is no key in any row of {name!r}: expected one JSON object per line.{problem}")
     types = tuple(map(_merge_types, seen.values()))
     layout = Layout("jsonl", _name_columns(tuple(seen)), tuple(seen), encoding, is_gzip=is_gzip, types=types)
     return layout, _read_json_lines(path, layout)
@@ -659,8 +662,8 @@ def _read_sheet(path: Path, name: str) -> Iterator[tuple[int, tuple[Any, ...], s
 
     _check_workbook(path, name)
     try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True, keep_links=False)
-        try:
+        with path.open("rb") as source:  # by its path, openpyxl would judge it by its name
+            book = openpyxl.load_workbook(source, read_only=True, data_only=True, keep_links=False)
             sheet = book.worksheets[0]
             sheet.reset_dimensions()  # what a file says of its size may be wrong
             for line, cells in enumerate(sheet.iter_rows(values_only=True), 1):
@@ -670,8 +673,6 @@ def _read_sheet(path: Path, name: str) -> Iterator[tuple[int, tuple[Any, ...], s
                 while end and cells[end - 1] is None:
                     end -= 1
                 yield line, tuple(cells[:end]), ""
-        finally:
-            book.close()
     except (TableError, OSError):
         raise
     except Exception as error:  # damage leads openpyxl into errors of any kind
