@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from chains import tables
+from chains import readers
 from chains.errors import TableError
 from chains.tables import MISSING, Layout, Row, guess_text_column, read_rows, scan, text_of
 
@@ -311,13 +311,13 @@ def test_a_workbook_that_swells_is_an_error(read, monkeypatch, limit):
     target = io.BytesIO(write_excel([["text"], ["a"]]))
     with zipfile.ZipFile(target, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("xl/sharedStrings.xml", b"<t>a</t>" * 10_000)
-    monkeypatch.setattr(tables, limit, 50_000)
+    monkeypatch.setattr(readers, limit, 50_000)
     with pytest.raises(TableError, match="is too large a workbook"):
         read(target.getvalue(), "x.xlsx")
 
 
 def test_a_parquet_file_that_swells_is_an_error(read, monkeypatch):
-    monkeypatch.setattr(tables, "MAX_FILE_BYTES", 100_000)
+    monkeypatch.setattr(readers, "MAX_FILE_BYTES", 100_000)
     with pytest.raises(TableError, match="holds more than 100,000 bytes"):
         read(write_parquet({"text": ["a" * 100] * 10_000}), "x.parquet")
 
