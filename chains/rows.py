@@ -117,11 +117,13 @@ def name_columns(header: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_width(width: int, name: str) -> None:
+    """Nothing, or ``TableError`` if the file of that name has too many columns."""
     if width > MAX_COLUMNS:
         raise TableError(f"{name!r} has {width:,} columns: expected at most {MAX_COLUMNS:,}. Keep those that you need.")
 
 
 def nothing_in(name: str) -> TableError:
+    """The error of an empty file."""
     return TableError(f"The file of {name!r} is empty: expected a header and at least one row.")
 
 
@@ -148,6 +150,7 @@ def _is_number(cell: str) -> bool:
 
 
 def simplify(name: str) -> str:
+    """A column's name as it is compared: without case and outer spaces."""
     return name.strip().casefold()
 
 
