@@ -299,6 +299,10 @@ def read_excel(path: Path, layout: Layout) -> Iterator[Row]:
         if not error and len(cells) > width:
             error = f"has {_fields(len(cells))} and the table {_fields(width)}: delete what stands at its right."
         row = (*cells, *[None] * (width - len(cells)))[:width]
+        for column, cell in zip(layout.columns, row, strict=True):
+            if isinstance(cell, str) and len(cell) > MAX_CELL_CHARACTERS:
+                error = error or _describe_length(column, cell)
+                row = tuple(None if other is cell else other for other in row)
         yield Row(number, row, f"Row {number} (line {line}) {error}" if error else "")
 
 

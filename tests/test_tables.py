@@ -421,6 +421,13 @@ def test_excel_is_read_from_the_first_sheet(read):
     assert table.layout.types == ("json", "text", "datetime", "text")
 
 
+def test_an_excel_cell_that_is_too_long_costs_its_row(read, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_CELL_CHARACTERS", 5)
+    rows = list(read(write_excel([["id", "text"], [1, "abcde"], [2, "abcdef"]]), "x.xlsx").rows())
+    error = "Row 2 (line 3) has 6 characters in column 'text': expected at most 5."
+    assert rows == [Row(1, (1, "abcde")), Row(2, (2, None), error)]
+
+
 def test_excel_may_have_no_header(read):
     table = read(write_excel([[1, 2], [3, "a"]]), "x.xlsx")
     assert content(table) == [["column 1", "column 2"], [1, 2], [3, "a"]]
