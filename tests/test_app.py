@@ -146,19 +146,23 @@ def job_ids():
     return [job.id for job in ui.get_jobs().list()]
 
 
-@pytest.fixture
-def gate(app, monkeypatch):
-    """Lets the first chunk of jobs pass, and the others when it is set."""
-    opened, chunks = threading.Event(), []
+class Gate(threading.Event):
+    """Lets ``free`` chunks of jobs pass, and the others when it is set."""
 
-    def analyse(texts, model, *, shots=None):
-        chunks.append(texts)
-        assert len(chunks) == 1 or opened.wait(30)
+    free = 1
+
+    def analyse(self, texts, model, *, shots=None):
+        self.free -= 1
+        assert self.free >= 0 or self.wait(30)
         return scripted_analyse(texts, model)
 
-    monkeypatch.setattr(analysis, "analyse", analyse)
-    yield opened
-    opened.set()
+
+@pytest.fixture
+def gate(app, monkeypatch):
+    gate = Gate()
+    monkeypatch.setattr(analysis, "analyse", gate.analyse)
+    yield gate
+    gate.set()
 
 
 @pytest.fixture
@@ -375,14 +379,13 @@ def test_running_job_shows_what_is_done_and_can_be_stopped_and_resumed(app, gate
     assert len(app.dataframe[0].value) == 2 * CHUNK
 
 
-def test_job_that_waits_says_where_rows_will_appear(app, monkeypatch):
-    opened = threading.Event()
-    monkeypatch.setattr(registry, "load", lambda name: opened.wait(30) and scripted_load(name))
-    app.selectbox(key="model").select("bloomz-560m")
-    app.switch_page(BATCH)
-    threading.Timer(0.5, opened.set).start()
-    app.run()
+def test_job_without_rows_yet_says_where_they_will_appear(app, gate):
+    gate.free = 0
+    app.switch_page(BATCH).run()
     press(app, "Try with sample data")
+    assert "The rows appear here as they are done." in plain(app.caption)
+    assert buttons(app, "Stop") and not app.dataframe
+    gate.set()
     wait_for_job(app)
     assert len(app.dataframe[0].value) == 30
 
