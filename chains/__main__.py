@@ -1,4 +1,4 @@
-"""The command line: ``python -m chains detect | entities | batch | evaluate | models``.
+"""The command line: ``python -m chains detect | entities | batch | jobs | evaluate | models``.
 
 Exit codes: 0 fine, 1 an error (in words on stderr), 2 wrong use, 130 interrupted. Results go to stdout, all else to
 stderr. What a command needs is imported when it runs, so that ``--help`` answers at once.
@@ -7,9 +7,7 @@ stderr. What a command needs is imported when it runs, so that ``--help`` answer
 import argparse
 import io
 import json
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,20 +17,24 @@ from typing import TYPE_CHECKING, Any
 from chains.errors import ChainError
 
 if TYPE_CHECKING:
+    from chains.batch import Engine, Jobs
     from chains.registry import Model
+    from chains.store import Job
 
 __all__ = ["main"]
 
 TASKS = ("language", "entities")
-OUTPUT_KINDS = (".csv", ".jsonl")
+OUTPUT_KINDS = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".xlsx": "xlsx"}
+SHAPES = ("wide", "long")
+ENGINES = ("local", "ray")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code of one command; wrong use ends the program with code 2, as argparse does."""
     parser = make_parser()
     chosen = parser.parse_args(arguments)
-    if chosen.command is run_batch:
-        check_batch(parser, chosen)
+    if "output" in chosen:
+        check_output(parser, chosen)
     try:
         code: int = chosen.command(chosen)
         return code
@@ -53,8 +55,16 @@ def make_parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--json", action="store_true", help="print one JSON document")
     asking = argparse.ArgumentParser(add_help=False)
-    asking.add_argument("--model", metavar="M", help="a name from 'models', a Hub id or a folder (default: embedded)")
+    asking.add_argument(
+        "--model", metavar="M", help="a name from 'models', a Hub id, a folder, or openai:URL#NAME (default: embedded)"
+    )
     asking.add_argument("--shots", type=count, metavar="K", help="few-shot examples (default: the model's own number)")
+    writing = argparse.ArgumentParser(add_help=False)
+    kinds = ", ".join(OUTPUT_KINDS)
+    writing.add_argument("--shape", choices=SHAPES, default="wide", help="a row per text (wide) or per entity (long)")
+    writing.add_argument(
+        "--raw-cells", action="store_true", help="leave cells that a spreadsheet would run as formulas"
+    )
 
     detect = commands.add_parser("detect", parents=[shared, asking], help="the language of one text")
     detect.add_argument("text", metavar="TEXT", help="the text, or - for standard input")
@@ -64,14 +74,40 @@ def make_parser() -> argparse.ArgumentParser:
     entities.add_argument("text", metavar="TEXT", help="the text, or - for standard input")
     entities.set_defaults(command=run_entities)
 
-    batch = commands.add_parser("batch", parents=[shared, asking], help="both for every row of a CSV file")
-    batch.add_argument("input", type=Path, metavar="IN.csv")
-    batch.add_argument("output", type=Path, metavar="OUT", help="a file that ends in .csv or .jsonl")
+    batch = commands.add_parser(
+        "batch", parents=[shared, asking, writing], help="both for every row of a file; given again, it goes on"
+    )
+    batch.add_argument(
+        "input", type=Path, metavar="IN", help="CSV, JSON Lines (either may be gzipped), Parquet or Excel"
+    )
+    batch.add_argument("output", type=Path, metavar="OUT", help=f"a file that ends in {kinds}")
     batch.add_argument("--text-column", metavar="NAME", help="the column of the texts (default: guessed, and told)")
     batch.add_argument("--encoding", metavar="E", help="such as utf-8 or cp1252 (default: detected)")
     batch.add_argument("--delimiter", type=delimiter, metavar="D", help="such as ';' or tab (default: detected)")
-    batch.add_argument("--raw-cells", action="store_true", help="leave cells that a spreadsheet would run as formulas")
+    batch.add_argument("--header", choices=("yes", "no"), help="whether the first row names the columns")
+    batch.add_argument("--engine", choices=ENGINES, default="local", help="this process, or a Ray cluster")
+    batch.add_argument("--address", metavar="A", help="of the Ray cluster (default: one on this machine)")
+    batch.add_argument("--workers", type=positive, metavar="N", help="processes of the Ray cluster with a model each")
     batch.set_defaults(command=run_batch)
+
+    jobs = commands.add_parser("jobs", parents=[shared], help="the jobs in the database, and what to do with one")
+    jobs.set_defaults(command=run_jobs)
+    actions = jobs.add_subparsers(metavar="ACTION")
+    export = actions.add_parser("export", parents=[shared, writing], help="write the rows that are done")
+    export.add_argument("id", metavar="JOB")
+    export.add_argument("output", type=Path, metavar="OUT", help=f"a file that ends in {kinds}")
+    export.set_defaults(command=run_export)
+    for name, help in (("resume", "go on with a job"), ("retry", "try the failed rows again")):
+        action = actions.add_parser(name, parents=[shared], help=help)
+        action.add_argument("id", metavar="JOB")
+        action.set_defaults(command=run_resume, retries=name == "retry")
+    rename = actions.add_parser("rename", help="give a job another name")
+    rename.add_argument("id", metavar="JOB")
+    rename.add_argument("name", metavar="NAME")
+    rename.set_defaults(command=run_rename)
+    delete = actions.add_parser("delete", help="remove a job and its results")
+    delete.add_argument("id", metavar="JOB")
+    delete.set_defaults(command=run_delete)
 
     evaluate = commands.add_parser("evaluate", parents=[shared, asking], help="scores on a gold set")
     evaluate.add_argument("gold", type=Path, metavar="GOLD", help="CSV for language, JSON Lines for entities; .gz too")
@@ -103,11 +139,11 @@ def delimiter(value: str) -> str:
     return "\t" if value in {"tab", "\\t"} else value
 
 
-def check_batch(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
+def check_output(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
     """End the program, before a model is loaded, if the result could not be written."""
     if chosen.output.suffix not in OUTPUT_KINDS:
-        parser.error(f"OUT must end in {' or '.join(OUTPUT_KINDS)}, not {chosen.output.name!r}")
-    if chosen.output.resolve() == chosen.input.resolve():
+        parser.error(f"OUT must end in {', '.join(OUTPUT_KINDS)}, not {chosen.output.name!r}")
+    if "input" in chosen and chosen.output.resolve() == chosen.input.resolve():
         parser.error("OUT must not be IN: give the results a file of their own")
     if not chosen.output.resolve().parent.is_dir():
         parser.error(f"the folder {str(chosen.output.parent)!r} of OUT does not exist")
@@ -161,37 +197,143 @@ def run_entities(chosen: argparse.Namespace) -> int:
 
 
 def run_batch(chosen: argparse.Namespace) -> int:
-    """Write every row of a CSV file with its results to another file."""
-    from chains.batch import analyse_in_chunks
-    from chains.tables import add_results, guess_text_column, read_table, to_csv, to_jsonl
+    """Write every row of a file with its results to another file; an answer that is stored is not computed again."""
+    from chains.batch import answer_base
+    from chains.registry import EMBEDDED
+    from chains.tables import guess_text_column, scan
 
-    table = read_table(chosen.input, encoding=chosen.encoding, delimiter=chosen.delimiter)
+    has_header = {"yes": True, "no": False, None: None}[chosen.header]
+    table = scan(chosen.input, encoding=chosen.encoding, delimiter=chosen.delimiter, has_header=has_header)
     column = chosen.text_column if chosen.text_column is not None else guess_text_column(table)
-    texts = table.texts(column)
+    table.column(column)
     if chosen.text_column is None:
         print(f"Reading the texts of column {column!r}; choose another with --text-column.", file=sys.stderr)
-    model = load_model(chosen)
-    start = time.perf_counter()
-    progress = Progress("rows")
-    analyses = []
-    try:
-        for chunk in analyse_in_chunks(texts, model, shots=chosen.shots):
-            analyses += chunk
-            progress.show(len(analyses), len(texts))
-    except KeyboardInterrupt:
-        print(f"\nInterrupted after {len(analyses):,} of {len(texts):,} rows; nothing was written.", file=sys.stderr)
-        return 130
-    seconds = time.perf_counter() - start
-    results = add_results(table.frame, analyses)
-    is_csv = chosen.output.suffix == ".csv"
-    write_atomically(chosen.output, to_csv(results, neutralise=not chosen.raw_cells) if is_csv else to_jsonl(results))
-    failed = sum(analysis.error is not None for analysis in analyses)
+    for problem in table.problems:
+        print(f"Warning: {problem}", file=sys.stderr)
+    jobs, engine = open_jobs(), make_engine(chosen)
+    base = answer_base(engine.version, engine.shots if chosen.shots is None else chosen.shots)
+    name = chosen.model or EMBEDDED
+    job = jobs.find(table, column, name, chosen.shots, base)
+    id = job.id if job else jobs.submit(table, column, name, chosen.shots, copy=False)
+    if job and job.done:
+        print(f"Going on after {job.done:,} of {job.total:,} rows.", file=sys.stderr)
+    return finish_job(jobs, id, chosen, engine)
+
+
+def run_jobs(chosen: argparse.Namespace) -> int:
+    """Print every job, newest first."""
+    jobs = open_jobs().list()
     if chosen.json:
-        summary = {"rows": len(texts), "failed": failed, "seconds": seconds}
-        print_json(summary | {"output": str(chosen.output), "model": model.version})
-    else:
-        print(f"{len(texts):,} rows, {failed:,} with an error, in {seconds:.1f} s: {chosen.output}")
+        print_json({"jobs": [describe_job(job) for job in jobs]})
+        return 0
+    rows = [
+        [job.id, job.created[:16].replace("T", " "), job.state, f"{job.done:,}", f"{job.total:,}", f"{job.failed:,}",
+         job.version or job.model, " ".join(job.name.split())]
+        for job in jobs
+    ]  # fmt: skip
+    print_table([["job", "created (UTC)", "state", "done", "rows", "failed", "model", "name"], *rows], right={3, 4, 5})
     return 0
+
+
+def run_export(chosen: argparse.Namespace) -> int:
+    """Write the rows of a job that are done."""
+    jobs = open_jobs()
+    write_job(jobs, jobs.status(chosen.id), chosen)
+    return 0
+
+
+def run_resume(chosen: argparse.Namespace) -> int:
+    """Finish a job, or try its failed rows again."""
+    jobs = open_jobs()
+    if chosen.retries:
+        jobs.retry(chosen.id)
+    return finish_job(jobs, chosen.id, chosen)
+
+
+def run_rename(chosen: argparse.Namespace) -> int:
+    """Give a job another name."""
+    open_jobs().rename(chosen.id, chosen.name)
+    return 0
+
+
+def run_delete(chosen: argparse.Namespace) -> int:
+    """Remove a job and its results."""
+    open_jobs().delete(chosen.id)
+    return 0
+
+
+def open_jobs() -> "Jobs":
+    """The jobs of the configured database."""
+    from chains.batch import Jobs
+    from chains.config import load_settings
+    from chains.registry import load
+    from chains.store import Store
+
+    settings = load_settings()
+    return Jobs(Store(settings.database_url), settings.data_folder, load)
+
+
+def make_engine(chosen: argparse.Namespace) -> "Engine":
+    """What computes the rows: the chosen model in this process, or a Ray cluster."""
+    from chains.batch import ModelEngine
+
+    if chosen.engine == "ray":
+        from chains.cluster import RayEngine
+        from chains.registry import EMBEDDED
+
+        return RayEngine(chosen.model or EMBEDDED, address=chosen.address, workers=chosen.workers)
+    return ModelEngine(load_model(chosen))
+
+
+def finish_job(jobs: "Jobs", id: str, chosen: argparse.Namespace, engine: "Engine | None" = None) -> int:
+    """Run a job to its end, with its progress on stderr; write its rows if there is a file for them."""
+    job = jobs.status(id)
+    progress = Progress("rows", job.done)
+    try:
+        job = jobs.run(id, engine=engine, on_progress=lambda now: progress.show(now.done, now.total))
+    except KeyboardInterrupt:
+        done = jobs.status(id).done
+        print(
+            f"\nStopped after {done:,} of {job.total:,} rows, which are stored. The same command goes on; "
+            f"'python -m chains jobs export {id} FILE' writes what is done.",
+            file=sys.stderr,
+        )
+        return 130
+    except ChainError as error:
+        raise ChainError(f"{error} What is done is stored: the same command goes on after it.") from error
+    if "output" in chosen:
+        write_job(jobs, job, chosen)
+    elif chosen.json:
+        print_json(describe_job(job))
+    else:
+        print(f"{job.total:,} rows, {job.failed:,} with an error")
+    return 0
+
+
+def write_job(jobs: "Jobs", job: "Job", chosen: argparse.Namespace) -> None:
+    """Write the rows of a job that are done to the chosen file, whole or not at all, and say so."""
+    from chains.files import written_whole
+
+    try:
+        with written_whole(chosen.output) as target:
+            format = OUTPUT_KINDS[chosen.output.suffix]
+            lines = jobs.export(job.id, target, format=format, shape=chosen.shape, neutralise=not chosen.raw_cells)
+    except OSError as error:
+        raise ChainError(
+            f"Cannot write {str(chosen.output)!r}: {error.strerror}. Choose another place for the results: "
+            f"'python -m chains jobs export {job.id} FILE' writes them again."
+        ) from error
+    if chosen.json:
+        print_json(describe_job(job) | {"output": str(chosen.output), "lines": lines})
+    else:
+        print(f"{job.done:,} rows, {job.failed:,} with an error, in {job.seconds:.1f} s: {chosen.output}")
+
+
+def describe_job(job: "Job") -> dict[str, Any]:
+    """What a program may want to know of a job."""
+    about = {"job": job.id, "name": job.name, "state": job.state, "rows": job.total, "done": job.done}
+    about |= {"failed": job.failed, "seconds": job.seconds, "model": job.version or job.model, "shots": job.shots}
+    return about | {"text_column": job.text_column, "created": job.created, "error": job.error}
 
 
 def run_evaluate(chosen: argparse.Namespace) -> int:
@@ -280,32 +422,12 @@ def load_model(chosen: argparse.Namespace) -> "Model":
     return registry.load(chosen.model or registry.EMBEDDED)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write the whole file or nothing: into a temporary file beside it, which then takes its name."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as target:
-            aside = Path(target.name)
-            try:
-                target.write(content)
-                target.close()
-                umask = os.umask(0)
-                os.umask(umask)
-                aside.chmod(0o666 & ~umask)  # a temporary file is private, a result is not
-                aside.replace(path)
-            except BaseException:
-                aside.unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise ChainError(
-            f"Cannot write {str(path)!r}: {error.strerror}. Choose another place for the results."
-        ) from error
-
-
 class Progress:
     """Rate and time left on stderr: one line that is rewritten on a terminal, a line every ten seconds elsewhere."""
 
-    def __init__(self, unit: str) -> None:
+    def __init__(self, unit: str, done: int = 0) -> None:
         self.unit = unit
+        self.before = done
         self.start = self.shown = time.monotonic()
 
     def show(self, done: int, total: int) -> None:
@@ -315,8 +437,9 @@ class Progress:
         if done < total and now - self.shown < (0.2 if is_terminal else 10):
             return
         self.shown = now
-        rate = done / max(now - self.start, 1e-9)
-        line = f"{done:,} of {total:,} {self.unit} · {rate:,.1f} per second · {duration((total - done) / rate)} left"
+        rate = max(done - self.before, 1e-9) / max(now - self.start, 1e-9)
+        left = duration((total - done) / rate) if done > self.before else "?"
+        line = f"{done:,} of {total:,} {self.unit} · {rate:,.1f} per second · {left} left"
         end = "\n" if done == total or not is_terminal else ""
         print(f"\r{line:<70}" if is_terminal else line, end=end, file=sys.stderr, flush=True)
 

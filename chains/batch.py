@@ -154,17 +154,22 @@ def plan_chunks(
         yield replace(chunk, end=start)
 
 
+Computed = tuple[Chunk, list[Record], float]
+
+
 @dataclass
 class Running:
     """A job that this process works on: what its answers depend on, and its chunks with the records of their texts.
 
-    ``errors`` are those of texts that failed, by hash.
+    ``errors`` are those of texts that failed, by hash; ``pending`` is a chunk that is computed and not stored yet, with
+    its records and seconds.
     """
 
     base: str
     version: str
     steps: Iterator[tuple[Chunk, list[Record]]]
     errors: dict[bytes, str] = field(default_factory=dict)
+    pending: Computed | None = None
 
 
 class Jobs:
@@ -213,11 +218,11 @@ class Jobs:
         self._wake.set()
         return job.id
 
-    def find(self, table: Table, text_column: str, model_name: str, shots: int | None = None) -> Job | None:
-        """The newest job that does the same with the same file, if there is one."""
+    def find(self, table: Table, text_column: str, model_name: str, shots: int | None, base: str) -> Job | None:
+        """The newest job that does the same with the same file by answers of that ``base``, if there is one."""
         wanted = {"source": table.sha256, "layout": json.dumps(asdict(table.layout)), "text_column": text_column}
         found = self.store.list_jobs(**wanted, path=str(table.path.resolve()), model=model_name, shots=shots)
-        return found[0] if found else None
+        return next((job for job in found if job.base in ("", base)), None)
 
     def list(self, owner: str | None = None) -> "list[Job]":
         """The jobs that ``owner`` may see (``None``: all), newest first."""
@@ -325,15 +330,26 @@ class Jobs:
         self.resume(id)
         end = threading.Event()
         threading.Thread(target=self._beat, args=(end,), name="bloom-lens-heartbeat", daemon=True).start()
+        pause = IDLE_S
         try:
-            while (job := self.status(id)).is_live:
-                claimed = self._claim(id)
-                if claimed is None:
-                    time.sleep(IDLE_S)
-                else:
-                    self._advance(claimed, engine)
-                if on_progress:
-                    on_progress(self.status(id))
+            while True:
+                try:
+                    job = self.status(id)
+                    if not job.is_live:
+                        break
+                    if claimed := self._claim(id):
+                        self._advance(claimed, engine)
+                    else:
+                        time.sleep(IDLE_S)
+                    if on_progress:
+                        on_progress(self.status(id))
+                    pause = IDLE_S
+                except StoreError as problem:
+                    if pause > MAX_PAUSE_S:
+                        raise
+                    LOG.warning("%s Trying again in %.0f s.", problem, pause)
+                    time.sleep(pause)
+                    pause *= 2
         except KeyboardInterrupt:
             self.store.change_job(id, expected={"worker": self._me, "state": LIVE}, state="stopped", worker="")
             raise
@@ -360,7 +376,6 @@ class Jobs:
             except StoreError as problem:
                 self.problem = str(problem)
                 LOG.warning("%s Trying again in %.0f s.", problem, pause)
-                self._running.clear()
                 self._end.wait(pause)
                 pause = min(2 * pause, MAX_PAUSE_S)
 
@@ -392,21 +407,21 @@ class Jobs:
         return None
 
     def _advance(self, job: Job, engine: Engine | None = None) -> None:
-        """Compute and store the job's next chunk; what goes wrong in it fails the job."""
-        started = time.perf_counter()
+        """Compute and store the job's next chunk; what goes wrong in it fails the job.
+
+        A chunk that cannot be stored is kept, and the next call stores it.
+        """
         try:
-            if job.id not in self._running:
-                self._running[job.id] = self._open(job, engine)
-                started = time.perf_counter()  # loading a model says nothing of the rate
-            running = self._running[job.id]
-            chunk, records = next(running.steps, (Chunk(job.done, job.done), []))
-            if chunk.end == chunk.start and job.retried is None:
-                raise TableError(f"The file of {job.name!r} ended after {job.done:,} of {job.total:,} rows.")
-            seconds = job.seconds + time.perf_counter() - started
-            if not self._commit(job, running, chunk, records, seconds):
-                self._running.pop(job.id, None)  # it is another's now, or must be planned anew
+            running = self._running.get(job.id)
+            if running is None:
+                running = self._running[job.id] = self._open(job, engine)
+            if running.pending is None:
+                running.pending = self._compute(job, running)
+            place = job.done if job.retried is None else job.retried
+            if running.pending[0].start != place or not self._commit(job, running, *running.pending):
+                self._running.pop(job.id, None)  # it went on elsewhere, or must be planned anew
+            running.pending = None
         except StoreError:
-            self._running.pop(job.id, None)
             raise
         except ChainError as problem:
             self._fail(job, str(problem))
@@ -449,6 +464,19 @@ class Jobs:
                 if row.number == start:
                     break
 
+    def _compute(self, job: Job, running: Running) -> Computed:
+        """The job's next chunk with its records, and the seconds that it took."""
+        started = time.perf_counter()
+        try:
+            place = job.done if job.retried is None else job.retried
+            chunk, records = next(running.steps, (Chunk(place, place), []))
+        except StoreError:
+            del self._running[job.id]  # its generator ended with the error
+            raise
+        if chunk.end == chunk.start and job.retried is None:
+            raise TableError(f"The file of {job.name!r} ended after {job.done:,} of {job.total:,} rows.")
+        return chunk, records, time.perf_counter() - started
+
     def _commit(self, job: Job, running: Running, chunk: Chunk, records: Sequence[Record], seconds: float) -> bool:
         """Store a computed chunk; whether this process still had the job."""
         new = dict(zip(chunk.texts, records, strict=True))
@@ -459,7 +487,8 @@ class Jobs:
         failures = chunk.errors | {
             row: running.errors[hash] for row, hash in chunk.hashes.items() if hash in running.errors
         }
-        progress: dict[str, Any] = {"version": running.version, "base": running.base, "crashes": 0, "seconds": seconds}
+        progress: dict[str, Any] = {"version": running.version, "base": running.base, "crashes": 0}
+        progress["seconds"] = job.seconds + seconds
         mended = tuple(chunk.hashes | chunk.errors) if job.retried is not None else ()
         if job.retried is None:
             progress["done"] = chunk.end

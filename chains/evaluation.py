@@ -56,7 +56,8 @@ def read_gold(path: Path, task: TaskName) -> LanguageGold | EntityGold:
     """The texts of a gold set with their answers, in file order; the file may be gzipped.
 
     ``language``: a table (see ``tables.scan``) with the columns ``text`` and ``language``, which is a label of the
-    task, ``unknown`` or ``other`` (both mean ``unknown``). ``entities``: JSON Lines, ``{"text": …, "entities": [{"start", "end", "type"}, …]}``.
+    task, ``unknown`` or ``other`` (both mean ``unknown``).
+    ``entities``: JSON Lines, ``{"text": …, "entities": [{"start", "end", "type"}, …]}``.
 
     Raises:
         TableError: the file cannot be read, is empty, or has a wrong answer; the message names the row or line.

@@ -51,6 +51,8 @@ MAX_SHEET_DIGITS = 15  # of a number
 # XML 1.0, section 2.2: what no document may hold.
 NO_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 Record = dict[str, Any]
+Columns = Sequence[tuple[str, str]]  # name and type
+Cells = tuple[Any, ...]
 
 
 def to_record(analysis: Analysis) -> Record:
@@ -120,14 +122,11 @@ def write_results(
         raise ValueError(f"cannot write {format!r} {shape!r}: expected one of {FORMATS} and one of {SHAPES}")
     types = layout.types or ("text",) * len(layout.columns)
     inputs = list(zip(layout.columns, types, strict=True))
+    columns: Columns
     if shape == "wide":
-        added = [
-            (name, RESULT_TYPES.get(column, "text")) for column, name in name_result_columns(layout.columns).items()
-        ]
-        columns, rows = inputs + added, _widen(results)
+        columns, rows = inputs + _add_columns(layout, RESULT_COLUMNS), _widen(results)
     else:
-        named = _name_beside(layout.columns, (NUMBER_COLUMN, *ENTITY_COLUMNS))
-        first, *added = [(name, RESULT_TYPES.get(column, "text")) for column, name in named.items()]
+        first, *added = _add_columns(layout, (NUMBER_COLUMN, *ENTITY_COLUMNS))
         columns, rows = [first, *inputs, *added], _lengthen(results)
     if format == "csv":
         return _write_csv(target, columns, rows, neutralise)
@@ -135,8 +134,9 @@ def write_results(
     return write(target, columns, rows)
 
 
-Columns = Sequence[tuple[str, str]]  # name and type
-Cells = tuple[Any, ...]
+def _add_columns(layout: Layout, added: Sequence[str]) -> list[tuple[str, str]]:
+    named = _name_beside(layout.columns, added)
+    return [(name, RESULT_TYPES.get(column, "text")) for column, name in named.items()]
 
 
 def _widen(results: Iterable[tuple[Row, Record]]) -> Iterator[Cells]:

@@ -212,11 +212,8 @@ def find_delimiter(path: Path, is_gzip: bool, encoding: str) -> str:
     best, best_score = "", (0.0, 0)
     for delimiter in DELIMITERS:
         records = read_records(read_blocks(path, is_gzip, encoding), delimiter)
-        # A broken record counts as one without fields.
-        counts = [
-            0 if error else len(fields) for _, fields, error in islice(records, SNIFFED_RECORDS) if fields or error
-        ]
-        if counts and counts[0] > 1:
-            score = (counts.count(counts[0]) / len(counts), counts[0])
+        counts = [(len(fields), not error) for _, fields, error in islice(records, SNIFFED_RECORDS) if fields or error]
+        if counts and (expected := counts[0][0]) > 1:
+            score = (counts.count((expected, True)) / len(counts), expected)
             best, best_score = max((best, best_score), (delimiter, score), key=lambda candidate: candidate[1])
     return best

@@ -9,8 +9,9 @@ import pytest
 from chains import analysis, entities, language, registry
 from chains.__main__ import Progress, delimiter, duration, main
 from chains.errors import ModelError
+from chains.exports import RESULT_COLUMNS
 from chains.schema import Analysis, Detection, Entity, Mention, Recognition
-from chains.tables import RESULT_COLUMNS, read_table
+from chains.tables import scan
 
 MODEL = SimpleNamespace(name="fake", version="fake 1 · abc", info=SimpleNamespace(shots=3))
 SPANISH = Detection(language="spanish", probability=0.934, probabilities={"english": 0.066, "spanish": 0.934})
@@ -60,7 +61,8 @@ class Fake:
 
 
 @pytest.fixture(autouse=True)
-def fake(monkeypatch):
+def fake(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("BLOOM_LENS_DATA", str(tmp_path_factory.mktemp("data")))
     fake = Fake()
     monkeypatch.setattr(registry, "load", fake.load)
     monkeypatch.setattr(language, "detect_language", fake.detect_language)
@@ -69,6 +71,16 @@ def fake(monkeypatch):
     monkeypatch.setattr(entities, "find_entities_batch", fake.find_entities_batch)
     monkeypatch.setattr(analysis, "analyse", fake.analyse)
     return fake
+
+
+def read(path):
+    """The columns of a file, and the cells of each."""
+    table = scan(path)
+    return table.columns, dict(zip(table.columns, zip_rows(table), strict=True))
+
+
+def zip_rows(table):
+    return [list(cells) for cells in zip(*(row.cells for row in table.rows()), strict=True)]
 
 
 @pytest.fixture
@@ -183,16 +195,67 @@ def test_batch_writes_every_row_with_its_results(run, table, tmp_path):
     assert code == 0
     assert out.startswith("3 rows, 1 with an error, in 0.")
     assert "3 of 3 rows · " in err
-    written = read_table(tmp_path / "out.csv")
-    assert (written.columns, written.delimiter) == (("id", "text", *RESULT_COLUMNS), ",")
-    assert written.frame["text"].tolist() == ["Ana vive en Lima.", "bad", "'=1+1"]
-    assert written.frame["error"].tolist() == ["", "no reply", ""]
-    assert written.frame["people"].tolist() == ["1", "", "1"]
+    columns, written = read(tmp_path / "out.csv")
+    assert columns == ("id", "text", *RESULT_COLUMNS)
+    assert written["text"] == ["Ana vive en Lima.", "bad", "'=1+1"]
+    assert written["error"] == ["", "no reply", ""]
+    assert written["people"] == ["1", "", "1"]
 
 
 def test_raw_cells_leaves_formulas(run, table, tmp_path):
     run("batch", table, tmp_path / "out.csv", "--raw-cells")
-    assert read_table(tmp_path / "out.csv").frame["text"].tolist()[2] == "=1+1"
+    assert read(tmp_path / "out.csv")[1]["text"][2] == "=1+1"
+
+
+@pytest.mark.parametrize(("name", "lines"), [("out.csv", 4), ("out.jsonl", 4), ("out.parquet", 4), ("out.xlsx", 4)])
+def test_batch_writes_a_line_per_entity_in_every_format(run, table, tmp_path, name, lines):
+    result = run("batch", table, tmp_path / name, "--shape", "long", "--json")
+    assert document(result)["lines"] == lines
+    columns, written = read(tmp_path / name)
+    assert columns == ("row", "id", "text", "language", "entity", "type", "start", "end")
+    assert written["entity"] == ["Ana", "Lima"] * 2
+    assert [str(row) for row in written["row"]] == ["1", "1", "3", "3"]
+
+
+def test_the_same_batch_again_computes_nothing_and_writes_the_same(run, fake, table, tmp_path):
+    run("batch", table, tmp_path / "a.csv")
+    asked = list(fake.asked)
+    code, _, err = run("batch", table, tmp_path / "b.csv")
+    assert code == 0 and "Going on after 3 of 3 rows." in err
+    assert fake.asked == asked
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    run("batch", table, tmp_path / "c.csv", "--shots", 5)
+    assert len(document(run("jobs", "--json"))["jobs"]) == 2
+
+
+def test_jobs_are_listed_exported_renamed_retried_and_deleted(run, fake, table, tmp_path):
+    id = document(run("batch", table, tmp_path / "a.csv", "--json"))["job"]
+    assert run("jobs", "rename", id, "my job")[0] == 0
+    code, out, _ = run("jobs")
+    assert code == 0 and id in out and "my job" in out
+    run("jobs", "export", id, tmp_path / "b.csv")
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    fake.asked.clear()
+    assert run("jobs", "retry", id)[1] == "3 rows, 1 with an error\n"
+    assert fake.asked == [("bad", 3)]
+    assert run("jobs", "delete", id)[0] == 0
+    assert document(run("jobs", "--json"))["jobs"] == []
+    assert run("jobs", "export", id, tmp_path / "c.csv")[2].startswith(f"Error: There is no job {id!r}")
+
+
+def test_a_row_that_cannot_be_read_is_told_and_costs_the_others_nothing(run, tmp_path):
+    (tmp_path / "in.csv").write_text("id,text\n1,Ana vive en Lima.\n2,Ana,Lima\n3,x\n")
+    code, out, err = run("batch", tmp_path / "in.csv", tmp_path / "out.csv")
+    assert code == 0 and out.startswith("3 rows, 1 with an error")
+    assert "Warning: " in err and "3 fields" in err
+    assert read(tmp_path / "out.csv")[1]["people"] == ["1", "", "1"]
+
+
+def test_a_file_without_names_is_read_whole(run, tmp_path):
+    (tmp_path / "in.csv").write_text("1,Ana vive en Lima.\n2,x y\n")
+    run("batch", tmp_path / "in.csv", tmp_path / "out.csv", "--header", "no", "--text-column", "column 2")
+    columns, written = read(tmp_path / "out.csv")
+    assert columns[:2] == ("column 1", "column 2") and written["column 1"] == ["1", "2"]
 
 
 def test_batch_writes_json_lines_by_the_name_of_the_output(run, table, tmp_path):
@@ -208,7 +271,11 @@ def test_batch_as_json_prints_one_summary(run, table, tmp_path):
     assert "Reading the texts of column 'text'" in result[2]
     summary = document(result)
     assert summary.pop("seconds") >= 0
-    assert summary == {"rows": 3, "failed": 1, "output": str(tmp_path / "out.csv"), "model": "fake 1 · abc"}
+    assert summary.pop("job") and summary.pop("created")
+    assert summary == {
+        "name": "in.csv", "state": "done", "rows": 3, "done": 3, "failed": 1, "model": "fake 1 · abc", "shots": None,
+        "text_column": "text", "error": "", "output": str(tmp_path / "out.csv"), "lines": 3,
+    }  # fmt: skip
 
 
 def test_batch_obeys_the_chosen_encoding_delimiter_and_column(run, fake, tmp_path):
@@ -216,7 +283,7 @@ def test_batch_obeys_the_chosen_encoding_delimiter_and_column(run, fake, tmp_pat
     source.write_bytes("a,b\tc\né\tö\n".encode("cp850"))
     options = ["--encoding", "cp850", "--delimiter", "tab", "--text-column", "c"]
     assert run("batch", source, tmp_path / "out.csv", *options)[0] == 0
-    assert fake.asked == [("ö", None)]
+    assert fake.asked == [("ö", 3)]
 
 
 @pytest.mark.parametrize(
@@ -236,15 +303,28 @@ def test_a_table_that_cannot_be_read_is_an_error_before_the_model_is_loaded(
     assert fake.loaded == []
 
 
-def test_an_interrupted_batch_says_so_and_writes_nothing(run, table, tmp_path, monkeypatch):
+def test_an_interrupted_batch_says_so_writes_nothing_and_goes_on(run, fake, table, tmp_path, monkeypatch):
     def analyse(texts, model, *, shots=None):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(analysis, "analyse", analyse)
-    code, out, err = run("batch", table, tmp_path / "out.csv", "--text-column", "text")
+    with monkeypatch.context() as patch:
+        patch.setattr(analysis, "analyse", analyse)
+        code, out, err = run("batch", table, tmp_path / "out.csv", "--text-column", "text")
     assert (code, out) == (130, "")
-    assert err == "\nInterrupted after 0 of 3 rows; nothing was written.\n"
+    assert err.startswith("\nStopped after 0 of 3 rows, which are stored. The same command goes on")
     assert list(tmp_path.iterdir()) == [table]
+    assert run("batch", table, tmp_path / "out.csv")[0] == 0
+    assert len(document(run("jobs", "--json"))["jobs"]) == 1
+
+
+def test_a_job_that_fails_says_how_to_go_on(run, table, tmp_path, monkeypatch):
+    def analyse(texts, model, *, shots=None):
+        raise ModelError("The server is gone.")
+
+    monkeypatch.setattr(analysis, "analyse", analyse)
+    code, _, err = run("batch", table, tmp_path / "out.csv")
+    assert code == 1
+    assert "Error: The server is gone. What is done is stored: the same command goes on after it." in err
 
 
 def test_an_interrupted_load_says_so(run, fake):
@@ -294,7 +374,7 @@ def test_evaluate_entities_as_json_is_the_report(run, tmp_path):
 def test_a_wrong_gold_set_is_an_error_before_the_model_is_loaded(run, fake, tmp_path):
     code, out, err = run("evaluate", tmp_path / "missing.csv", "--task", "language")
     assert (code, out, fake.loaded) == (1, "", [])
-    assert err.startswith("Error: Cannot read the gold set")
+    assert err.startswith("Error: Cannot read 'missing.csv'")
 
 
 def test_models_lists_what_each_needs_and_what_is_free(run, monkeypatch):
@@ -323,7 +403,10 @@ def test_models_lists_what_each_needs_and_what_is_free(run, monkeypatch):
         ["evaluate", "gold.csv", "--task", "sentiment"],
         ["evaluate", "gold.csv", "--task", "language", "--limit", "0"],
         ["batch", "in.csv"],
-        ["batch", "in.csv", "out.xlsx"],
+        ["batch", "in.csv", "out.doc"],
+        ["batch", "in.csv", "out.csv", "--engine", "spark"],
+        ["jobs", "export", "id"],
+        ["jobs", "export", "id", "out.doc"],
         ["batch", "same.csv", "same.csv"],
         ["batch", "in.csv", "no/such/folder/out.csv"],
     ],
