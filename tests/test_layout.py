@@ -21,6 +21,7 @@ LEVELS = [
     {"language", "entities"},
     {"analysis"},
     {"batch"},
+    {"cluster"},
     {"evaluation"},
 ]
 EDGES = {"streamlit", "fastapi", "ui", "api", "plots", "pages", "training", "benchmarks", "streamlit_app", "tests"}
