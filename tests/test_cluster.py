@@ -1,7 +1,6 @@
 import csv
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -10,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from chains import cluster
 from chains.batch import Jobs
-from chains.cluster import RayEngine, share_out
-from chains.errors import ChainError, ModelError
+from chains.cluster import RayEngine
 from chains.registry import load
 from chains.store import Store
 from chains.tables import scan
