@@ -15,9 +15,8 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import BloomForCausalLM
-from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
+from chains.bloom import BloomForCausalLM, build_alibi_tensor
 from chains.grounding import Node
 from chains.weights import PackedLinear
 

@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import BloomConfig, BloomForCausalLM, GenerationConfig
+from transformers import BloomConfig, GenerationConfig
 
+from chains.bloom import BloomForCausalLM
 from chains.errors import ModelError
 
 __all__ = [
