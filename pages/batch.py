@@ -1,6 +1,7 @@
 """A table of texts → a job with progress, results as they come and downloads; below, the other jobs."""
 
 import math
+import secrets
 import tempfile
 from collections.abc import Callable, Collection
 from functools import partial
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 import plots
 import ui
@@ -65,11 +67,13 @@ def attempt(action: Callable[..., Any], *args: Any, **options: Any) -> Any:
 # A file → a job
 
 
-def take_file() -> None:
-    """Called when a file has come: on disk it is there, too, after a visit to another page."""
-    uploaded = st.session_state.upload
-    if uploaded and (path := attempt(ui.keep_upload, uploaded)):
+def take_file(key: str) -> None:
+    """Called when a file has come into the uploader, and again when it has left its memory for the disk."""
+    uploaded = st.session_state[key]
+    if isinstance(uploaded, UploadedFile) and (path := attempt(ui.keep_upload, uploaded)):
         st.session_state.file = (path, uploaded.name)
+        # The browser would show the next uploader of the same key with this file in it.
+        del st.session_state.uploader
 
 
 def drop_file() -> None:
@@ -102,7 +106,8 @@ def estimate_seconds(rows: int) -> int | None:
 
 def show_upload() -> None:
     if "file" not in st.session_state:
-        st.file_uploader("A file with one text per row", type=ENDINGS, key="upload", on_change=take_file)
+        key = st.session_state.setdefault("uploader", f"upload {secrets.token_hex(4)}")
+        st.file_uploader("A file with one text per row", type=ENDINGS, key=key, on_change=take_file, args=(key,))
         st.caption("Only this dashboard reads it. A .gz file may hold CSV or JSON Lines. No file at hand?")
         if st.button("Try with sample data", key="sample"):
             start(scan(SAMPLE), "text", "Sample data")
