@@ -21,6 +21,8 @@ from tests.test_remote import Server, scripted
 ROOT = Path(__file__).parent.parent
 ODD = ["", " ", "{text}", "<Porto>(location)", "\0", "e\u0301", "a\r\nb", '"', "=1+1", "🧑‍🚀" * 40]
 
+pytestmark = pytest.mark.cluster
+
 
 @pytest.fixture
 def make_jobs(tmp_path):
