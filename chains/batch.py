@@ -99,12 +99,15 @@ class ModelEngine:
 
     def steps(self, work: Work) -> Iterator[tuple[Chunk, list[Record]]]:
         """See ``Engine``."""
+        for chunk in plan_chunks(work.rows, work.column, work.start, work.known):
+            yield chunk, self.compute(chunk, work.shots)
+
+    def compute(self, chunk: Chunk, shots: int) -> list[Record]:
+        """The records of the chunk's texts, in order."""
         from chains import analysis  # imports the model's libraries
 
-        for chunk in plan_chunks(work.rows, work.column, work.start, work.known):
-            texts = list(chunk.texts.values())
-            analyses = analysis.analyse(texts, self.model, shots=work.shots) if texts else []
-            yield chunk, [to_record(one) for one in analyses]
+        texts = list(chunk.texts.values())
+        return [to_record(one) for one in analysis.analyse(texts, self.model, shots=shots)] if texts else []
 
 
 def text_hash(text: str) -> bytes:
