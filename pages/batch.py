@@ -22,6 +22,8 @@ from chains.tables import Table, scan
 from plots import TYPES
 
 SAMPLE = Path(__file__).with_name("sample.csv")
+LIVE_S = 1  # between two looks at a job that runs
+OTHERS_S = 5  # at one that does not, but may be resumed in another browser
 LISTED = 5  # jobs at first, and so many more at each click
 ENDINGS = ["csv", "tsv", "txt", "jsonl", "ndjson", "parquet", "xlsx", "gz"]
 KIND_NAMES = {"csv": "CSV", "jsonl": "JSON Lines", "parquet": "Parquet", "excel": "Excel"}
@@ -179,7 +181,7 @@ def show_corrections(kind: str, keys: dict[str, str]) -> None:
 
 
 def show_progress(job_id: str, drawn: str) -> None:
-    """What changes every second; reads only. When the rows have changed since ``drawn``, the page runs again."""
+    """How far the job is, again and again; when its rows have changed since ``drawn``, the page runs anew."""
     jobs = ui.get_jobs()
     try:
         job = jobs.status(job_id)
@@ -320,7 +322,8 @@ def show_job(job: Job) -> None:
             st.write("Opens this job for everybody who can open this dashboard.")
             st.code(f"{st.context.url or ''}?job={job.id}", language=None, wrap_lines=True)
         show_changes(job)
-    st.fragment(show_progress, run_every=1 if job.is_live else None)(job.id, ui.table_version(job))
+    seconds = LIVE_S if job.is_live else OTHERS_S
+    st.fragment(show_progress, run_every=seconds)(job.id, ui.table_version(job))
     if job.done:
         show_results(job)
     elif job.is_live:

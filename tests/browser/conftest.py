@@ -28,8 +28,8 @@ def free_port():
 
 
 @contextmanager
-def run_server(data_folder, port=None):
-    """The address of a new server; its process ends with the block."""
+def run_server(data_folder, port=None, end=subprocess.Popen.terminate):
+    """The address of a new server; its process ends with the block, by ``end``."""
     port = port or free_port()
     command = [sys.executable, "-m", "streamlit", "run", "streamlit_app.py", "--server.address=127.0.0.1"]
     command += [f"--server.port={port}", "--server.fileWatcherType=none", "--server.headless=true"]
@@ -42,7 +42,7 @@ def run_server(data_folder, port=None):
             wait_until_healthy(address, process, log)
             yield address
         finally:
-            process.terminate()
+            end(process)
             process.wait(timeout=20)
 
 
