@@ -1,15 +1,18 @@
 """What pages share and needs streamlit: models, uploads, jobs and their rows, the model picker, the highlighter."""
 
 import html
+import math
 import re
 import secrets
 import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pandas as pd
 import streamlit as st
@@ -30,9 +33,10 @@ from chains.tables import Row, Table, cell_text, guess_text_column, scan
 from plots import TYPES, label_language, list_names, read_mentions
 
 __all__ = [
-    "count_rows", "entity_html", "escape_markdown", "format_seconds", "format_time", "get_jobs", "get_mentions",
-    "get_model", "get_results", "keep_upload", "navigate", "pick_model", "picked_name", "picked_shots", "read_upload",
-    "require_entrypoint", "show_error", "show_limit", "show_model_status", "show_rows", "table_version",
+    "count_rows", "entity_html", "escape_markdown", "format_bytes", "format_seconds", "format_time", "get_jobs",
+    "get_mentions", "get_model", "get_results", "keep_upload", "navigate", "new_file", "pick_model", "picked_name",
+    "picked_shots", "read_upload", "require_entrypoint", "show_error", "show_limit", "show_model_status", "show_rows",
+    "table_version",
 ]  # fmt: skip
 
 FOLDER = "A folder on this machine…"
@@ -43,7 +47,8 @@ MAX_ROWS = 100_000
 MAX_CHARACTERS = 50_000_000
 PREVIEW_ROWS = 5
 PREVIEW_CHARACTERS = 1000
-UPLOAD_AGE_S = 24 * 3600
+SESSION_FOLDERS = ("uploads", "downloads")  # in the data folder: files that sessions remove, if they can
+SESSION_FILE_AGE_S = 24 * 3600
 # Two models at once may need more memory than each alone was promised.
 LOADING = threading.Lock()
 
@@ -65,45 +70,55 @@ def _end_jobs(jobs: Jobs) -> None:
 def get_jobs() -> Jobs:
     """The jobs of the database, which this process now runs; they go on when every browser is closed."""
     settings = load_settings()
-    _remove_old_uploads()
+    _remove_old_files()
     jobs = Jobs(Store(settings.database_url), settings.data_folder, load_model)
     jobs.start()
     return jobs
 
 
-def _uploads() -> Path:
-    return load_settings().data_folder / "uploads"
-
-
-def _remove_old_uploads() -> None:
+def _remove_old_files() -> None:
     """Remove what sessions that ended have left."""
-    for file in _uploads().glob("*"):
-        if time.time() - file.stat().st_mtime > UPLOAD_AGE_S:
-            file.unlink(missing_ok=True)
+    for name in SESSION_FOLDERS:
+        for file in (load_settings().data_folder / name).glob("*"):
+            if time.time() - file.stat().st_mtime > SESSION_FILE_AGE_S:
+                file.unlink(missing_ok=True)
 
 
-def keep_upload(uploaded: UploadedFile) -> Path:
-    """A new file with what was uploaded, which then leaves the memory; to be called in the uploader's callback.
+@contextmanager
+def new_file(folder: str) -> Iterator[BinaryIO]:
+    """A new file in one of ``SESSION_FOLDERS`` to write into; its ``name`` is its path. On an error it is gone.
 
     Raises:
         TableError: it cannot be written.
     """
-    path = _uploads() / secrets.token_hex(16)
+    path = load_settings().data_folder / folder / secrets.token_hex(16)
     try:
-        _remove_old_uploads()
+        _remove_old_files()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as target:
-            shutil.copyfileobj(uploaded, target)
+        with path.open("w+b") as file:
+            try:
+                yield file
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
     except OSError as error:
-        path.unlink(missing_ok=True)
         raise TableError(
-            f"Cannot keep {uploaded.name!r} in {str(path.parent)!r}: {error.strerror}. Make room there, or set "
-            "BLOOM_LENS_DATA to another folder."
+            f"Cannot write a file in {str(path.parent)!r}: {error.strerror}. Make room there, or let BLOOM_LENS_DATA "
+            "name another folder."
         ) from error
+
+
+def keep_upload(uploaded: UploadedFile) -> Path:
+    """The path of a new file with what was uploaded, which then leaves the memory; to be called in a callback.
+
+    Raises ``TableError`` if it cannot be written.
+    """
+    with new_file("uploads") as file:
+        shutil.copyfileobj(uploaded, file)
     # Streamlit itself would hold the bytes until the session ends.
     context = get_script_run_ctx()
     context.uploaded_file_mgr.remove_file(context.session_id, uploaded.file_id)
-    return path
+    return Path(file.name)
 
 
 # By the path, which no two uploads share: reading 200 MB takes seconds, and the page runs at every click.
@@ -131,7 +146,7 @@ def _read_results(job_id: str, version: str) -> pd.DataFrame:
     return to_frame(layout_of(jobs.status(job_id)), _within_memory(jobs.results(job_id, 0, MAX_ROWS)))
 
 
-def _within_memory(results: Iterable[tuple[Row, dict]]) -> Iterator[tuple[Row, dict]]:
+def _within_memory(results: Iterable[tuple[Row, dict[str, Any]]]) -> Iterator[tuple[Row, dict[str, Any]]]:
     size = 0
     for row, record in results:
         size += sum(len(cell) for cell in row.cells if isinstance(cell, str))
@@ -366,7 +381,9 @@ def entity_html(text: str, entities: Iterable[Entity]) -> str:
 
 
 def format_bytes(size: int) -> str:
-    """``1.7 GB``, or ``34 MB`` below one tenth of a gigabyte."""
+    """``1.7 GB``, ``34 MB`` below one tenth of a gigabyte, ``5 KB`` below one megabyte."""
+    if size < 1e6:
+        return f"{math.ceil(size / 1e3)} KB"
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 

@@ -2,9 +2,7 @@
 
 import math
 import secrets
-import tempfile
 from collections.abc import Callable, Collection
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -232,9 +230,15 @@ def describe_state(job: Job) -> str:
 def show_results(job: Job) -> None:
     try:
         frame = ui.get_results(job)
+        rows = show_filtered(job, frame)
+        ui.show_limit(job, frame)
+        show_download(job, {index + 1 for index in rows.index} if len(rows) < len(frame) else None)
     except ChainError as error:
         ui.show_error(error)
-        return
+
+
+def show_filtered(job: Job, frame: plots.Counts) -> plots.Counts:
+    """Show the rows that the user wants to see; returns them."""
     languages = plots.count_languages(plots.read_results(frame))["language"]
     first, second, third = st.columns(3)
     chosen = first.multiselect(
@@ -261,12 +265,14 @@ def show_results(job: Job) -> None:
         below=UNSURE_BELOW if is_unsure else None,
     )
     ui.show_rows(rows, job.text_column)
-    ui.show_limit(job, frame)
-    show_download(job, {index + 1 for index in rows.index} if len(rows) < len(frame) else None)
+    return rows
 
 
 def show_download(job: Job, matching: Collection[int] | None) -> None:
-    """Let the user take the job's rows home; ``matching`` are the numbers of those that a filter lets through."""
+    """Let the user take the job's rows home; ``matching`` are the numbers of those that a filter lets through.
+
+    Raises ``ChainError`` if they cannot be read or written.
+    """
     with st.container(border=True):
         first, second, third = st.columns(3)
         format = first.selectbox("File format", FORMATS, format_func=FORMAT_NAMES.get, key=f"format {job.id}")
@@ -287,27 +293,52 @@ def show_download(job: Job, matching: Collection[int] | None) -> None:
             st.caption(
                 "Excel holds 1,048,575 rows of cells with up to 32,767 characters; for more, take another format."
             )
-        st.download_button(
-            "Download",
-            partial(write_file, job, None if is_whole else matching, format, shape, neutralise),
-            f"{Path(job.name).stem}-{'results' if shape == 'wide' else 'names'}.{format}",
-            MIME_TYPES[format],
-            key="download",
-            type="primary",
-            on_click="ignore",
-            icon=":material/download:",
-        )
+        wanted = (job.id, format, shape, neutralise, None if is_whole else matching)
+        with st.container(horizontal=True):
+            if st.button("Prepare download", key="prepare", icon=":material/draft:"):
+                with st.spinner("Writing the file…", show_time=True):
+                    made = write_file(*wanted)
+                drop_made()
+                st.session_state.made = wanted, *made
+            made_for, lines, path = st.session_state.get("made", (None, 0, None))
+            if made_for == wanted and path.exists():
+                st.download_button(
+                    f"Download {ui.count_rows(lines)} ({ui.format_bytes(path.stat().st_size)})",
+                    path.read_bytes(),
+                    f"{Path(job.name).stem}-{'results' if shape == 'wide' else 'names'}.{format}",
+                    MIME_TYPES[format],
+                    key="download",
+                    type="primary",
+                    on_click="ignore",
+                    icon=":material/download:",
+                )
+            else:
+                drop_made()
 
 
-def write_file(job: Job, numbers: Collection[int] | None, format: str, shape: str, neutralise: bool) -> bytes:
-    """The rows that are done by now, or of these only ``numbers``, as a file; called at a click, outside the page."""
-    results = ui.get_jobs().results(job.id, end=None if numbers is None else max(numbers, default=0))
+# Not at the click on the download itself: what Streamlit makes then, it drops again after two runs of any session's
+# pages, and each job that is watched runs a page every second.
+def write_file(
+    job_id: str, format: str, shape: str, neutralise: bool, numbers: Collection[int] | None
+) -> tuple[int, Path]:
+    """The number of lines in a new file, and its path: of the rows that are done by now, or of these only ``numbers``.
+
+    Raises ``ChainError`` if it cannot be written.
+    """
+    jobs = ui.get_jobs()
+    layout = layout_of(jobs.status(job_id))
+    results = jobs.results(job_id, end=None if numbers is None else max(numbers, default=0))
     if numbers is not None:
         results = (result for result in results if result[0].number in numbers)
-    with tempfile.TemporaryFile() as target:
-        write_results(target, layout_of(job), results, format=format, shape=shape, neutralise=neutralise)
-        target.seek(0)
-        return target.read()
+    with ui.new_file("downloads") as file:
+        lines = write_results(file, layout, results, format=format, shape=shape, neutralise=neutralise)
+    return lines, Path(file.name)
+
+
+def drop_made() -> None:
+    _, _, path = st.session_state.pop("made", (None, 0, None))
+    if path:
+        path.unlink(missing_ok=True)
 
 
 def show_job(job: Job) -> None:

@@ -166,17 +166,22 @@ def gate(app, monkeypatch):
 
 
 @pytest.fixture
-def downloads(monkeypatch):
-    """What download buttons give, by key: ``downloads["download"]()`` are the bytes of a click."""
-    made = {}
+def download(monkeypatch):
+    """``download(app)``: what the button gives once the file is prepared."""
+    given = {}
     show = st.download_button
 
     def download_button(label, data, *args, key, **options):
-        made[key] = data
+        given[key] = data
         return show(label, data, *args, key=key, **options)
 
+    def prepare(app):
+        given.pop("download", None)
+        press(app, "Prepare download")
+        return given["download"]
+
     monkeypatch.setattr(st, "download_button", download_button)
-    return made
+    return prepare
 
 
 @pytest.mark.parametrize("page", ["pages/single_text.py", BATCH, CHARTS])
@@ -356,20 +361,20 @@ def test_file_that_is_no_table_says_why_and_can_be_replaced(app, tmp_path):
 def test_uploads_of_sessions_that_ended_go_after_a_day(app, tmp_path):
     folder = tmp_path / "uploads"
     folder.mkdir()
-    for name, age_s in (("old", 2 * ui.UPLOAD_AGE_S), ("young", 60)):
+    for name, age_s in (("old", 2 * ui.SESSION_FILE_AGE_S), ("young", 60)):
         (folder / name).touch()
         os.utime(folder / name, (time.time() - age_s,) * 2)
     upload(app, b"text\nAna\n")
     assert "young" in os.listdir(folder) and "old" not in os.listdir(folder)
 
 
-def test_running_job_shows_what_is_done_and_can_be_stopped_and_resumed(app, gate, downloads):
+def test_running_job_shows_what_is_done_and_can_be_stopped_and_resumed(app, gate, download):
     upload(app, "\n".join(["text", *map(str, range(2 * CHUNK))]).encode())
     press(app, "Start")
     wait_until(app, lambda: app.dataframe)
     assert buttons(app, "Stop") and not buttons(app, "Resume")
     assert len(app.dataframe[0].value) == CHUNK
-    assert len(downloads["download"]().splitlines()) == CHUNK + 1
+    assert len(download(app).splitlines()) == CHUNK + 1
     press(app, "Stop")
     assert buttons(app, "Resume")
     gate.set()
@@ -451,13 +456,13 @@ def test_older_jobs_are_listed_on_demand(app):
     assert len(buttons(app, "Open")) == 7 and not buttons(app, "Show more")
 
 
-def test_rows_are_filtered_and_what_matches_is_downloaded(app, downloads):
+def test_rows_are_filtered_and_what_matches_is_downloaded(app, download):
     run_job(app, "Ana in Lyon", "vague", "unreadable", "Ana")
     filters = {toggle.label: toggle for toggle in app.toggle}
     filters["Only languages less than 90% probable"].set_value(True).run()
     assert app.dataframe[0].value["text"].tolist() == ["vague"]
     choose(app, "Rows", False)
-    assert [line[0] for line in csv.reader(io.StringIO(downloads["download"]().decode("utf-8-sig")))] == [
+    assert [line[0] for line in csv.reader(io.StringIO(download(app).decode("utf-8-sig")))] == [
         "text",
         "vague",
     ]
@@ -466,36 +471,61 @@ def test_rows_are_filtered_and_what_matches_is_downloaded(app, downloads):
     filters["Only rows with an error"].set_value(True).run()
     assert app.dataframe[0].value["text"].tolist() == ["unreadable"]
     choose(app, "Rows", True)
-    assert len(downloads["download"]().splitlines()) == 5
+    assert len(download(app).splitlines()) == 5
 
 
-def test_every_format_and_shape_is_downloaded(app, downloads):
+def test_every_format_and_shape_is_downloaded(app, download):
     run_job(app, "Ana in Lyon", "=1+1")
-    assert b"\r\n'=1+1," in downloads["download"]()
+    assert b"\r\n'=1+1," in download(app)
     next(toggle for toggle in app.toggle if "formulas" in toggle.label).set_value(False).run()
-    assert b"\r\n=1+1," in downloads["download"]()
+    assert b"\r\n=1+1," in download(app)
     choose(app, "Shape", "long")
-    lines = list(csv.DictReader(io.StringIO(downloads["download"]().decode("utf-8-sig"))))
+    lines = list(csv.DictReader(io.StringIO(download(app).decode("utf-8-sig"))))
     assert [(line["entity"], line["type"]) for line in lines] == [("Ana", "person"), ("Lyon", "location")]
     choose(app, "Shape", "wide")
     choose(app, "File format", "jsonl")
-    assert [json.loads(line)["people"] for line in downloads["download"]().splitlines()] == [1, 0]
+    assert [json.loads(line)["people"] for line in download(app).splitlines()] == [1, 0]
     choose(app, "File format", "parquet")
-    assert parquet.read_table(io.BytesIO(downloads["download"]())).column("text").to_pylist() == ["Ana in Lyon", "=1+1"]
+    assert parquet.read_table(io.BytesIO(download(app))).column("text").to_pylist() == ["Ana in Lyon", "=1+1"]
     choose(app, "File format", "xlsx")
     assert "32,767 characters" in words(app.caption)
-    sheet = openpyxl.load_workbook(io.BytesIO(downloads["download"]())).active
+    sheet = openpyxl.load_workbook(io.BytesIO(download(app))).active
     assert [cell.value for cell in sheet["A"]] == ["text", "Ana in Lyon", "=1+1"]
 
 
-def test_pages_look_at_the_first_rows_only_and_say_so(app, downloads, monkeypatch):
+def test_prepared_file_is_of_the_choices_on_the_page_and_leaves_nothing_behind(app, download, tmp_path, monkeypatch):
+    def prepared():
+        return [button.label for button in app.get("download_button")], len(list((tmp_path / "downloads").iterdir()))
+
+    run_job(app, "Ana in Lyon and nobody anywhere else", "Bo")
+    size = len(download(app))
+    assert prepared() == ([f"Download 2 rows ({ui.format_bytes(size)})"], 1)
+    choose(app, "File format", "jsonl")
+    assert prepared() == ([], 0)
+    choose(app, "File format", "xlsx")
+    monkeypatch.setattr("chains.exports.MAX_SHEET_CHARACTERS", 30)
+    press(app, "Prepare download")
+    assert "Row 1 has 36 characters in column 'text'" in plain(app.error)
+    assert prepared() == ([], 0)
+    app.switch_page(CHARTS).run()
+    app.switch_page(BATCH).run()
+    assert not app.error
+
+
+def test_disk_without_room_is_an_error_in_words(app, monkeypatch, tmp_path):
+    (tmp_path / "uploads").touch()  # no folder can be made there
+    upload(app, b"text\nAna\n")
+    assert "Cannot write a file in" in plain(app.error) and app.file_uploader
+
+
+def test_pages_look_at_the_first_rows_only_and_say_so(app, download, monkeypatch):
     monkeypatch.setattr(ui, "MAX_ROWS", 10)
     app.switch_page(BATCH).run()
     press(app, "Try with sample data")
     wait_for_job(app)
     assert len(app.dataframe[0].value) == 10
     assert "the first 10 of 30 finished rows" in plain(app.caption)
-    assert len(downloads["download"]().splitlines()) > 30
+    assert len(download(app).splitlines()) > 30
     app.switch_page(CHARTS).run()
     assert "the first 10 of 30 finished rows" in plain(app.caption)
     assert "Rows: 10" in words(app.subheader)

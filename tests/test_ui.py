@@ -79,7 +79,12 @@ def test_rows_of_a_running_job_are_read_again_a_few_times_and_at_its_end():
 
 
 def test_sizes_and_rows_in_words():
-    assert [ui.format_bytes(size) for size in (34_000_000, 1_660_000_000)] == ["34 MB", "1.7 GB"]
+    assert [ui.format_bytes(size) for size in (1, 4_100, 34_000_000, 1_660_000_000)] == [
+        "1 KB",
+        "5 KB",
+        "34 MB",
+        "1.7 GB",
+    ]
     assert [ui.count_rows(number) for number in (0, 1, 12402)] == ["0 rows", "1 row", "12,402 rows"]
 
 

@@ -66,8 +66,9 @@ def choose(page, label, option):
 
 def download(page):
     settle(page)
+    page.get_by_role("button", name="Prepare download").click()
     with page.expect_download() as started:
-        page.get_by_role("button", name="Download", exact=True).click()
+        page.get_by_role("button", name=re.compile("Download [0-9,]+ row")).click()
     return started.value.path().read_bytes()
 
 
@@ -265,17 +266,17 @@ def test_job_outlives_a_refresh_and_a_server_that_dies(new_page, tmp_path, tiny_
     port = free_port()
     with run_server(tmp_path, port, end=Popen.kill) as address:
         page = open_batch(new_page, address, tiny_folder)
-        start_long_job(page, "long", 4_000)
+        start_long_job(page, "long", 1_500)
         page.reload()
         expect(page.get_by_text("rows per second")).to_be_visible()
         before, total = read_progress(page)
         assert 0 < before < total
     with run_server(tmp_path, port):
         page.reload()
-        wait_until(lambda: page.get_by_text("of 4,000 rows").count() == 1, "the job was not found again")
+        wait_until(lambda: page.get_by_text("of 1,500 rows").count() == 1, "the job was not found again")
         assert read_progress(page)[0] >= before
-        expect(page.get_by_text("4,000 of 4,000 rows · done in")).to_be_visible()
-        assert len(download(page).decode("utf-8-sig").splitlines()) == 4_001
+        expect(page.get_by_text("1,500 of 1,500 rows · done in")).to_be_visible()
+        assert len(download(page).decode("utf-8-sig").splitlines()) == 1_501
 
 
 def test_model_that_cannot_be_loaded_leaves_the_one_before(new_page, server, tiny_folder, tmp_path):
