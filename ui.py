@@ -350,7 +350,12 @@ def show_error(error: ChainError) -> None:
 
 
 def escape_markdown(text: str) -> str:
-    """``text`` such that Streamlit's Markdown shows it unchanged."""
+    """``text`` such that Streamlit's Markdown shows it unchanged.
+
+    What it takes for the name of an icon (``:material/home:``, ``:smile:``) it replaces in spite of any escape, so that
+    gets an invisible character, a word joiner.
+    """
+    text = re.sub(r":(?=[\w/+-]+:)", ":\u2060", text)
     return re.sub(r"([\\`*_{}\[\]()<>#+\-.!|~$:&])", r"\\\1", text)
 
 

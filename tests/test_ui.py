@@ -47,6 +47,7 @@ def test_of_overlapping_entities_the_first_is_marked_and_no_text_is_lost():
 
 def test_markdown_shows_unchanged():
     assert ui.escape_markdown("<Rex>(dog) *a* $x$ :red[b]") == r"\<Rex\>\(dog\) \*a\* \$x\$ \:red\[b\]"
+    assert ui.escape_markdown("at 9:30, :material/home:") == "at 9\\:30, \\:\u2060material/home\\:"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ HOSTILE = [
     "<svg/onload=alert(1)>",
     "[x](javascript:alert(1))",
     "![x](x)",
-    "*b* $c$ `d` :red[e] :material/home:",
+    "*b* $c$ `d` :red[e]",
+    ":material/home: :smile:",
     '"><iframe srcdoc="<script>parent.alert(1)</script>">',
     "{{7*7}} ${7*7} </textarea>",
 ]
@@ -219,17 +220,17 @@ def test_hostile_names_columns_and_cells_are_shown_as_text(new_page, server, tin
     for payload in HOSTILE:
         name = f"{payload.replace('/', '-')}.csv".replace('"', "'")  # which browsers do not send as they are
         upload(page, name, "\n".join([",".join(header), *rows]).encode())
-        expect(page.get_by_role("heading", name=name)).to_be_visible()
-        expect(page.get_by_text("1 of 9 rows cannot be read")).to_be_visible()
+        expect(page.get_by_text("1 of 10 rows cannot be read")).to_be_visible()
         if payload != HOSTILE[-1]:
             page.get_by_role("button", name="Another file").click()
     page.get_by_role("button", name="Start").click()
-    expect(page.get_by_text("9 of 9 rows · done in")).to_be_visible()
+    expect(page.get_by_text("10 of 10 rows · done in")).to_be_visible()
     for payload in HOSTILE:
         page.get_by_role("button", name="Change").first.click()
         page.get_by_label("Name", exact=True).fill(payload)
         page.get_by_role("button", name="Rename").click()
-        expect(page.get_by_role("heading", name=payload)).to_be_visible()
+        words = page.get_by_role("heading", level=3).first
+        expect(words).to_have_text(re.compile(re.escape(payload).replace(":", ":\u2060?")))
         page.keyboard.press("Escape")
     page.get_by_role("button", name="New file").click()
     expect(page.get_by_text(HOSTILE[-1])).to_be_visible()
@@ -256,7 +257,7 @@ def test_browsers_on_one_job_see_the_same_while_a_second_job_advances_too(new_pa
     lines = download(two).decode("utf-8-sig").splitlines()
     assert 64 < len(lines) < 20_001
     wait_until(see_the_same, "two browsers on one job saw different progress")
-    one.get_by_role("button", name="Stop").click()
+    one.locator(".st-key-stop button").click()  # and not the one that Streamlit shows while a page runs
     expect(two.get_by_text("rows · stopped")).to_be_visible()
     two.get_by_role("button", name="Resume").click()
     expect(one.get_by_text("rows per second")).to_be_visible()
