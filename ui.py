@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -80,8 +80,9 @@ def _remove_old_files() -> None:
     """Remove what sessions that ended have left."""
     for name in SESSION_FOLDERS:
         for file in (load_settings().data_folder / name).glob("*"):
-            if time.time() - file.stat().st_mtime > SESSION_FILE_AGE_S:
-                file.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # its session was faster
+                if time.time() - file.stat().st_mtime > SESSION_FILE_AGE_S:
+                    file.unlink()
 
 
 @contextmanager
@@ -139,8 +140,9 @@ def read_upload(
     return table, [dict(zip(table.columns, cells, strict=True)) for cells in first], guess_text_column(table)
 
 
-# Shared by all sessions and not copied: whoever reads these tables must not change them.
-@st.cache_resource(max_entries=4, ttl=3600, show_spinner="Reading the rows…")
+# Shared by all sessions and not copied: whoever reads these tables must not change them. 100,000 rows of 130 characters
+# take 100 MB with their mentions, and 4 seconds to read.
+@st.cache_resource(max_entries=2, ttl=3600, show_spinner="Reading the rows…")
 def _read_results(job_id: str, version: str) -> pd.DataFrame:
     jobs = get_jobs()
     return to_frame(layout_of(jobs.status(job_id)), _within_memory(jobs.results(job_id, 0, MAX_ROWS)))
@@ -155,7 +157,7 @@ def _within_memory(results: Iterable[tuple[Row, dict[str, Any]]]) -> Iterator[tu
         yield row, record
 
 
-@st.cache_resource(max_entries=4, ttl=3600, show_spinner=False)
+@st.cache_resource(max_entries=2, ttl=3600, show_spinner=False)
 def _read_mentions(job_id: str, version: str) -> pd.DataFrame:
     return read_mentions(_read_results(job_id, version))
 

@@ -73,7 +73,7 @@ def take_file(key: str) -> None:
     if isinstance(uploaded, UploadedFile) and (path := attempt(ui.keep_upload, uploaded)):
         st.session_state.file = (path, uploaded.name)
         # The browser would show the next uploader of the same key with this file in it.
-        del st.session_state.uploader
+        st.session_state.pop("uploader", None)
 
 
 def drop_file() -> None:
