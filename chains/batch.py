@@ -429,6 +429,8 @@ class Jobs:
         except ChainError as problem:
             self._fail(job, str(problem))
         except Exception as problem:  # the thread must live on for the other jobs, and the page must hear of it
+            if not threading.main_thread().is_alive():
+                return  # the process is ending, and what failed is for that; the next one goes on with the job
             LOG.exception("Job %s failed", job.id)
             words = f"An unexpected {type(problem).__name__} ended the job: {problem}. The log has the details."
             self._fail(job, words)
