@@ -263,21 +263,22 @@ def test_browsers_on_one_job_see_the_same_while_a_second_job_advances_too(new_pa
     expect(one.get_by_text("rows per second")).to_be_visible()
 
 
-def test_job_outlives_a_refresh_and_a_server_that_dies(new_page, tmp_path, tiny_folder):
+@pytest.mark.parametrize("end", [Popen.kill, Popen.terminate], ids=["killed", "stopped"])
+def test_job_outlives_a_refresh_and_the_end_of_its_server(new_page, tmp_path, tiny_folder, end):
     port = free_port()
-    with run_server(tmp_path, port, end=Popen.kill) as address:
+    with run_server(tmp_path, port, end=end) as address:
         page = open_batch(new_page, address, tiny_folder)
-        start_long_job(page, "long", 1_500)
+        start_long_job(page, "long", 900)
         page.reload()
         expect(page.get_by_text("rows per second")).to_be_visible()
         before, total = read_progress(page)
         assert 0 < before < total
     with run_server(tmp_path, port):
         page.reload()
-        wait_until(lambda: page.get_by_text("of 1,500 rows").count() == 1, "the job was not found again")
+        wait_until(lambda: page.get_by_text("of 900 rows").count() == 1, "the job was not found again")
         assert read_progress(page)[0] >= before
-        expect(page.get_by_text("1,500 of 1,500 rows · done in")).to_be_visible()
-        assert len(download(page).decode("utf-8-sig").splitlines()) == 1_501
+        expect(page.get_by_text("900 of 900 rows · done in")).to_be_visible()
+        assert len(download(page).decode("utf-8-sig").splitlines()) == 901
 
 
 def test_model_that_cannot_be_loaded_leaves_the_one_before(new_page, server, tiny_folder, tmp_path):
