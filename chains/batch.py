@@ -13,6 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -429,8 +430,9 @@ class Jobs:
         except ChainError as problem:
             self._fail(job, str(problem))
         except Exception as problem:  # the thread must live on for the other jobs, and the page must hear of it
-            if not threading.main_thread().is_alive():
-                return  # the process is ending, and what failed is for that; the next one goes on with the job
+            if is_ending():
+                self._end.set()  # the next process goes on with the job
+                return
             LOG.exception("Job %s failed", job.id)
             words = f"An unexpected {type(problem).__name__} ended the job: {problem}. The log has the details."
             self._fail(job, words)
@@ -546,6 +548,16 @@ class Jobs:
 def layout_of(job: Job) -> Layout:
     """How the job's file is to be read."""
     return Layout(**json.loads(job.layout))
+
+
+def is_ending() -> bool:
+    """Whether this process is about to end: then no pool of threads takes work any more, LangChain's neither."""
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            pool.submit(int)
+        except RuntimeError:
+            return True
+    return False
 
 
 def this_process() -> str:

@@ -328,6 +328,30 @@ def test_a_closed_process_leaves_its_job_to_the_next(make_jobs, analyse, table):
     assert list(later.results(id)) == expected(table)
 
 
+def test_a_process_that_ends_in_mid_chunk_leaves_its_job_to_the_next(make_jobs, analyse, table, monkeypatch):
+    ended = threading.Event()
+
+    def is_ending():
+        ended.set()
+        return True
+
+    jobs = make_jobs()
+    analyse.error = RuntimeError("cannot schedule new futures after interpreter shutdown")
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "is_ending", is_ending)
+        id = jobs.submit(table, "text", "fake")
+        assert ended.wait(10)
+        jobs.close()
+    assert jobs.status(id).state == "running"
+    analyse.error = None
+    later = make_jobs()
+    assert wait(later, id).state == "done"
+
+
+def test_a_process_that_goes_on_is_not_ending():
+    assert not batch.is_ending()
+
+
 def dead_worker():
     """The worker of a process of this system that has ended."""
     done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
