@@ -14,19 +14,8 @@ README = ROOT / "README.md"
 # A module imports from its own level or the ones before it; within a level there are no circles.
 LEVELS = [
     {"schema", "errors", "config"},
-    {
-        "prompts",
-        "parsers",
-        "metrics",
-        "bloom",
-        "decoding",
-        "weights",
-        "grounding",
-        "spans",
-        "windows",
-        "tables",
-        "store",
-    },
+    {"prompts", "parsers", "metrics", "spans", "windows", "tables", "store", "bloom"},
+    {"decoding", "weights", "grounding"},
     {"pipeline"},
     {"registry"},
     {"language", "entities"},
