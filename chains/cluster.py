@@ -199,10 +199,11 @@ def connected(address: str | None, workers: int | None) -> Iterator[list[dict[st
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.CRITICAL}
     with ExitStack() as opened:
         if address is None:
-            # Despite its name the first makes Ray listen on loopback on any system, if it is there when ray is
-            # imported; other users of this machine are kept out by the token.
-            os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            # Despite its name this makes Ray listen on loopback on any system, if it is there when ray is imported.
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+            # Keeps out other users of this machine. Ray reads it once in a process.
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             # In /tmp, because a socket's path must be short.
             folder = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
             options |= {"address": "local", "_temp_dir": opened.enter_context(folder)}

@@ -39,15 +39,16 @@ def make_jobs(tmp_path):
         jobs.store.close()
 
 
-def make_table(folder, count):
-    """Texts of which many are equal, some odd and some unreadable, and some that the scripted server fails."""
-    texts = [f"{SENTENCES[n % 4]} {n % 5 * n}{' bad' * (n % 50 == 7)}" for n in range(count)]
+def make_table(folder, count, repeats=0):
+    """Texts of which many are equal, some odd and some unreadable, and two that the scripted server fails; then the
+    first of them again and again."""
+    texts = [f"{SENTENCES[n % 4]} {n % 5 * n}{' bad' * (n in (257, 258))}" for n in range(count)]
     texts[3 :: count // 9] = [*ODD, *ODD][: len(texts[3 :: count // 9])]
     path = folder / "texts.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "text"])
-        for number, text in enumerate(texts):
+        for number, text in enumerate([*texts, *texts[:1] * repeats]):
             writer.writerow([number, text] if number % 40 else [number, text, "one too many"])
     return scan(path)
 
@@ -75,13 +76,13 @@ def processes(name):
 
 
 def test_two_workers_give_the_very_records_of_the_local_engine(make_jobs, tiny_folder, tmp_path):
-    table = make_table(tmp_path, 700)
+    table = make_table(tmp_path, 500)
     local = run(make_jobs("local"), table, str(tiny_folder))
     used = set()
     with RayEngine(str(tiny_folder), workers=2) as engine:
         far = run(make_jobs("far"), table, str(tiny_folder), engine, lambda job: used.update(processes("MapWorker")))
     assert far == local
-    assert local[0][:3] == ("done", 700, table.unreadable) and table.unreadable
+    assert local[0][:3] == ("done", 500, table.unreadable) and table.unreadable
     assert len(used) == 2
 
 
@@ -90,7 +91,7 @@ def server():
     """A model server that fails texts that hold ``bad``, and is slow enough to be interrupted."""
 
     def answer(body):
-        time.sleep(0.02)
+        time.sleep(0.01)
         return scripted(body, lambda prompt: "<>" if " bad\n" in prompt.rpartition("\n<")[2] else " none")
 
     serving = Server(answer)
@@ -99,14 +100,15 @@ def server():
 
 
 @pytest.mark.parametrize("name", ["MapWorker", "FlatMap"])
-def test_a_killed_process_costs_nothing_but_time(make_jobs, server, tmp_path, name):
-    table = make_table(tmp_path, 700)
+def test_a_killed_process_costs_nothing_but_time(make_jobs, server, tmp_path, name, monkeypatch):
+    monkeypatch.setattr(cluster, "WAITING_BYTES", 1)  # so that much is left to plan when the first chunk is done
+    table = make_table(tmp_path, 400, repeats=40_000)
     local = run(make_jobs("local"), table, server.name)
     killed = []
 
     def kill(job):
         if not killed and job.done:
-            killed.append(processes(name)[0])
+            killed.extend(processes(name)[:1])
             os.kill(killed[0], signal.SIGKILL)
 
     with RayEngine(server.name, workers=2) as engine:
@@ -128,7 +130,7 @@ PROGRAM = """
 
 
 def test_a_job_goes_on_where_a_killed_command_left_it(make_jobs, server, tmp_path):
-    table = make_table(tmp_path, 700)
+    table = make_table(tmp_path, 500)
     local, jobs = run(make_jobs("local"), table, server.name), make_jobs("far")
     id = jobs.submit(table, "text", server.name, copy=False)
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), tmp_path, server.name, id]
