@@ -48,9 +48,9 @@ class RayEngine:
     """
 
     def __init__(self, model_name: str, *, address: str | None = None, workers: int | None = None) -> None:
+        need_bytes = find_model(model_name).memory_bytes
         with ExitStack() as opened:
             nodes = opened.enter_context(connected(address, workers))
-            need_bytes = find_model(model_name).memory_bytes
             self.workers, self._resources, threads = share_out(nodes, need_bytes, workers)
             self._model = (model_name, os.getcwd(), threads)
             self.version, self.shots = self._describe()
@@ -215,13 +215,17 @@ def connected(address: str | None, workers: int | None) -> Iterator[list[dict[st
         import ray.data
 
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        opened.callback(ray.shutdown)
+        warnings.filterwarnings("ignore", module=r"ray\.")
         try:
             with hushed():
                 ray.init(**options)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ChainError(f"Ray does not start, or does not take this machine into its cluster: {reason}") from error
+            raise ChainError(
+                f"Ray does not start, or does not let this machine in: {reason}. All machines need the same versions "
+                "of Python and Ray, and RAY_AUTH_MODE=token if the cluster has a token."
+            ) from error
+        opened.callback(ray.shutdown)
         yield ray.nodes()
 
 
