@@ -141,6 +141,22 @@ def test_a_killed_process_costs_nothing_but_time(make_jobs, server, engine, tmp_
     assert local[0][2] > table.unreadable
 
 
+def test_an_interrupted_job_goes_on_after_its_last_stored_chunk(make_jobs, server, engine, tmp_path):
+    table = make_table(tmp_path, 200)
+    local, jobs = run(make_jobs("local"), table, server.name), make_jobs("far")
+    id = jobs.submit(table, "text", server.name, copy=False)
+
+    def interrupt(job):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run(id, engine=engine, on_progress=interrupt)
+    left = jobs.status(id)
+    assert left.state == "stopped" and 0 < left.done < left.total
+    assert jobs.run(id, engine=engine).state == "done"
+    assert list(jobs.results(id)) == local[1]
+
+
 PROGRAM = """
     import sys
     from pathlib import Path
