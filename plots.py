@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import altair as alt
 import pandas as pd
 
+from chains.exports import FORMULA_STARTS, RESULT_COLUMNS
 from chains.schema import UNKNOWN
-from chains.tables import RESULT_COLUMNS
 
 __all__ = [
     "LANGUAGES", "TYPES", "TypeStyle", "count_languages", "count_names", "count_types", "count_types_by_language",
     "draw_languages", "draw_names", "draw_probabilities", "draw_types", "draw_types_by_language", "filter_rows",
-    "label_language", "list_names", "pick_rows", "read_mentions", "read_results",
+    "label_language", "list_names", "pick_rows", "read_mentions", "read_results", "to_csv",
 ]  # fmt: skip
 
 
@@ -86,10 +86,12 @@ def filter_rows(
     search: str = "",
     column: str = "",
     only_errors: bool = False,
+    below: float | None = None,
 ) -> pd.DataFrame:
     """The rows in one of ``languages`` that name one of ``types`` and hold ``search`` in ``column``, in any case.
 
-    What is empty filters nothing.
+    What is empty filters nothing. With ``below``, only rows whose language is less probable than that stay; a row
+    without a probability does not.
     """
     results = read_results(frame)
     keep = pd.Series(True, index=frame.index)
@@ -101,6 +103,8 @@ def filter_rows(
         keep &= frame[column].str.contains(search.strip(), case=False, regex=False)
     if only_errors:
         keep &= results["error"] != ""
+    if below is not None:
+        keep &= (results["language_probability"] < below).fillna(False).astype(bool)
     return frame[keep]
 
 
@@ -156,6 +160,12 @@ def count_types_by_language(mentions: pd.DataFrame) -> pd.DataFrame:
     groups["language_label"] = [label_language(language) for language in groups["language"]]
     groups["label"] = [TYPES[name].many for name in groups["type"]]
     return groups[["language", "language_label", "type", "label", "count"]]
+
+
+def to_csv(counts: Counts) -> bytes:
+    """The table as CSV for spreadsheets: with a byte order mark, and ``'`` before text that would be a formula."""
+    safe = counts.map(lambda cell: f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) else cell)
+    return safe.to_csv(index=False, lineterminator="\r\n").encode("utf-8-sig")
 
 
 def draw_types(counts: pd.DataFrame) -> Chart:

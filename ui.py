@@ -1,33 +1,49 @@
-"""What pages share and needs streamlit: loaded models, jobs and their rows, the model picker, the highlighter."""
+"""What pages share and needs streamlit: models, uploads, jobs and their rows, the model picker, the highlighter."""
 
 import html
 import re
+import secrets
+import shutil
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from datetime import datetime
+from itertools import islice
+from pathlib import Path
 
 import pandas as pd
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from chains import registry
-from chains.batch import Jobs, JobStatus
+from chains.batch import Jobs, layout_of
 from chains.config import load_settings
-from chains.errors import ChainError, ModelError
+from chains.errors import ChainError, ModelError, TableError
+from chains.exports import RESULT_COLUMNS, to_frame
 from chains.registry import EMBEDDED, MODELS, Model
+from chains.remote import PREFIX
 from chains.schema import Entity
-from chains.tables import RESULT_COLUMNS
+from chains.store import Job, Store
+from chains.tables import Row, Table, cell_text, guess_text_column, scan
 from plots import TYPES, label_language, list_names, read_mentions
 
 __all__ = [
     "count_rows", "entity_html", "escape_markdown", "format_seconds", "format_time", "get_jobs", "get_mentions",
-    "get_model", "get_results", "navigate", "pick_model", "picked_name", "picked_shots", "require_entrypoint",
-    "show_error", "show_model_status", "show_rows",
+    "get_model", "get_results", "keep_upload", "navigate", "pick_model", "picked_name", "picked_shots", "read_upload",
+    "require_entrypoint", "show_error", "show_limit", "show_model_status", "show_rows", "table_version",
 ]  # fmt: skip
 
 FOLDER = "A folder on this machine…"
 MAX_SHOTS = 6
 SHOWN_ROWS = 1000
+# Of a job's rows, filters and charts look at the first so many, which bounds the memory of a page.
+MAX_ROWS = 100_000
+MAX_CHARACTERS = 50_000_000
+PREVIEW_ROWS = 5
+PREVIEW_CHARACTERS = 1000
+UPLOAD_AGE_S = 24 * 3600
 # Two models at once may need more memory than each alone was promised.
 LOADING = threading.Lock()
 
@@ -39,16 +55,89 @@ def load_model(name: str) -> Model:
         return registry.load(name)
 
 
-@st.cache_resource(show_spinner=False)
+def _end_jobs(jobs: Jobs) -> None:
+    jobs.close()
+    jobs.store.close()
+
+
+# Whoever clears Streamlit's caches ends these jobs' threads, so that there is never a second worker.
+@st.cache_resource(show_spinner=False, on_release=_end_jobs)
 def get_jobs() -> Jobs:
-    """The jobs of this process; they go on when every browser is closed."""
-    return Jobs(load_settings().data_folder, load_model)
+    """The jobs of the database, which this process now runs; they go on when every browser is closed."""
+    settings = load_settings()
+    _remove_old_uploads()
+    jobs = Jobs(Store(settings.database_url), settings.data_folder, load_model)
+    jobs.start()
+    return jobs
+
+
+def _uploads() -> Path:
+    return load_settings().data_folder / "uploads"
+
+
+def _remove_old_uploads() -> None:
+    """Remove what sessions that ended have left."""
+    for file in _uploads().glob("*"):
+        if time.time() - file.stat().st_mtime > UPLOAD_AGE_S:
+            file.unlink(missing_ok=True)
+
+
+def keep_upload(uploaded: UploadedFile) -> Path:
+    """A new file with what was uploaded, which then leaves the memory; to be called in the uploader's callback.
+
+    Raises:
+        TableError: it cannot be written.
+    """
+    path = _uploads() / secrets.token_hex(16)
+    try:
+        _remove_old_uploads()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as target:
+            shutil.copyfileobj(uploaded, target)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise TableError(
+            f"Cannot keep {uploaded.name!r} in {str(path.parent)!r}: {error.strerror}. Make room there, or set "
+            "BLOOM_LENS_DATA to another folder."
+        ) from error
+    # Streamlit itself would hold the bytes until the session ends.
+    context = get_script_run_ctx()
+    context.uploaded_file_mgr.remove_file(context.session_id, uploaded.file_id)
+    return path
+
+
+# By the path, which no two uploads share: reading 200 MB takes seconds, and the page runs at every click.
+@st.cache_data(max_entries=32, show_spinner="Reading the file…", show_time=True)
+def read_upload(
+    path: Path, name: str, encoding: str | None, delimiter: str | None, has_header: bool | None
+) -> tuple[Table, list[dict[str, str]], str]:
+    """The table of an uploaded file, its first rows as text, and the column that likely holds the texts.
+
+    Raises ``TableError`` as ``tables.scan`` does.
+    """
+    table = scan(path, name=name, encoding=encoding, delimiter=delimiter, has_header=has_header)
+    # A cell may be as long as a book, and one of JSON may hold half a character.
+    first = [
+        [cell_text(cell)[:PREVIEW_CHARACTERS].encode(errors="replace").decode() for cell in row.cells]
+        for row in islice(table.rows(), PREVIEW_ROWS)
+    ]
+    return table, [dict(zip(table.columns, cells, strict=True)) for cells in first], guess_text_column(table)
 
 
 # Shared by all sessions and not copied: whoever reads these tables must not change them.
-@st.cache_resource(max_entries=4, ttl=3600, show_spinner=False)
+@st.cache_resource(max_entries=4, ttl=3600, show_spinner="Reading the rows…")
 def _read_results(job_id: str, version: str) -> pd.DataFrame:
-    return get_jobs().results(job_id)
+    jobs = get_jobs()
+    return to_frame(layout_of(jobs.status(job_id)), _within_memory(jobs.results(job_id, 0, MAX_ROWS)))
+
+
+def _within_memory(results: Iterable[tuple[Row, dict]]) -> Iterator[tuple[Row, dict]]:
+    size = 0
+    for row, record in results:
+        size += sum(len(cell) for cell in row.cells if isinstance(cell, str))
+        if size > MAX_CHARACTERS:
+            return
+        yield row, record
 
 
 @st.cache_resource(max_entries=4, ttl=3600, show_spinner=False)
@@ -56,19 +145,33 @@ def _read_mentions(job_id: str, version: str) -> pd.DataFrame:
     return read_mentions(_read_results(job_id, version))
 
 
-def get_results(job: JobStatus) -> pd.DataFrame:
-    """The rows of a job that are done; of a long running job perhaps without the last few percent."""
-    return _read_results(job.id, _version(job))
+def get_results(job: Job) -> pd.DataFrame:
+    """The first finished rows of a job, by number less one: at most ``MAX_ROWS``, and of a running job less the last.
+
+    Raises ``ChainError`` if they cannot be read.
+    """
+    return _read_results(job.id, table_version(job))
 
 
-def get_mentions(job: JobStatus) -> pd.DataFrame:
+def get_mentions(job: Job) -> pd.DataFrame:
     """The entities of the rows of ``get_results``, one per row."""
-    return _read_mentions(job.id, _version(job))
+    return _read_mentions(job.id, table_version(job))
 
 
-def _version(job: JobStatus) -> str:
-    # A running job's rows are read again when a leading digit of their number changes, not every second.
-    return f"{job.state} {job.done:{'.0e' if job.total > 100_000 else '.1e'}}" if job.is_live else f"{job.done}"
+def table_version(job: Job) -> str:
+    """What changes when the rows of ``get_results`` are read again: of a running job, with a leading digit of done."""
+    if job.is_live:
+        return f"running {min(job.done, MAX_ROWS):.0e} {job.retried or 0:.0e}"
+    return f"{job.done} {job.seconds}"
+
+
+def show_limit(job: Job, frame: pd.DataFrame) -> None:
+    """Say so if ``frame`` has not all finished rows of the job."""
+    if len(frame) < job.done:
+        st.caption(
+            f"This looks at the first {len(frame):,} of {job.done:,} finished rows; a download on the page Batch has "
+            "them all."
+        )
 
 
 def navigate() -> StreamlitPage:
@@ -106,6 +209,11 @@ def pick_model() -> None:
         )
         if st.session_state.model == FOLDER:
             st.text_input("Path of a BLOOM checkpoint", key="model_folder", placeholder="/models/my-bloom")
+            if _is_server(st.session_state.model_folder):
+                st.error(
+                    "A model server cannot be chosen here, where any visitor could send texts to any address. "
+                    f"Use it on the command line: {escape_markdown('python -m chains batch --model openai:…')}"
+                )
         name = picked_name()
         st.slider(
             "Shots",
@@ -132,8 +240,13 @@ def picked_name() -> str:
     """The name of the chosen model; without a folder's path, the model in use."""
     name = st.session_state.get("model", EMBEDDED)
     if name == FOLDER:
-        name = st.session_state.get("model_folder", "").strip()
+        path = st.session_state.get("model_folder", "").strip()
+        name = "" if _is_server(path) else path
     return str(name or st.session_state.get("model_in_use", EMBEDDED))
+
+
+def _is_server(path: str) -> bool:
+    return path.strip().startswith(PREFIX)
 
 
 def picked_shots() -> int:
@@ -208,7 +321,7 @@ def show_rows(frame: pd.DataFrame, text_column: str) -> None:
         },
     )
     if len(frame) > SHOWN_ROWS:
-        st.caption(f"The first {SHOWN_ROWS:,} of {len(frame):,} rows; a download has them all.")
+        st.caption(f"The first {SHOWN_ROWS:,} of {len(frame):,} rows.")
 
 
 def count_rows(number: int) -> str:

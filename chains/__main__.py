@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,14 +211,16 @@ def run_batch(chosen: argparse.Namespace) -> int:
         print(f"Reading the texts of column {column!r}; choose another with --text-column.", file=sys.stderr)
     for problem in table.problems:
         print(f"Warning: {problem}", file=sys.stderr)
-    jobs, engine = open_jobs(), make_engine(chosen)
-    base = answer_base(engine.version, engine.shots if chosen.shots is None else chosen.shots)
-    name = chosen.model or EMBEDDED
-    job = jobs.find(table, column, name, chosen.shots, base)
-    id = job.id if job else jobs.submit(table, column, name, chosen.shots, copy=False)
-    if job and job.done:
-        print(f"Going on after {job.done:,} of {job.total:,} rows.", file=sys.stderr)
-    return finish_job(jobs, id, chosen, engine)
+    jobs = open_jobs()
+    with ExitStack() as opened:
+        engine = make_engine(chosen, opened)
+        base = answer_base(engine.version, engine.shots if chosen.shots is None else chosen.shots)
+        name = chosen.model or EMBEDDED
+        job = jobs.find(table, column, name, chosen.shots, base)
+        id = job.id if job else jobs.submit(table, column, name, chosen.shots, copy=False)
+        if job and job.done:
+            print(f"Going on after {job.done:,} of {job.total:,} rows.", file=sys.stderr)
+        return finish_job(jobs, id, chosen, engine)
 
 
 def run_jobs(chosen: argparse.Namespace) -> int:
@@ -273,15 +276,15 @@ def open_jobs() -> "Jobs":
     return Jobs(Store(settings.database_url), settings.data_folder, load)
 
 
-def make_engine(chosen: argparse.Namespace) -> "Engine":
-    """What computes the rows: the chosen model in this process, or a Ray cluster."""
+def make_engine(chosen: argparse.Namespace, opened: ExitStack) -> "Engine":
+    """What computes the rows: the chosen model in this process, or a Ray cluster for as long as ``opened`` is."""
     from chains.batch import ModelEngine
 
     if chosen.engine == "ray":
         from chains.cluster import RayEngine
         from chains.registry import EMBEDDED
 
-        return RayEngine(chosen.model or EMBEDDED, address=chosen.address, workers=chosen.workers)
+        return opened.enter_context(RayEngine(chosen.model or EMBEDDED, address=chosen.address, workers=chosen.workers))
     return ModelEngine(load_model(chosen))
 
 

@@ -195,7 +195,8 @@ def connected(address: str | None, workers: int | None) -> Iterator[list[dict[st
     """The nodes of the cluster at ``address``, or of one on this machine that is there for ``workers`` in the block."""
     if importlib.util.find_spec("ray") is None:
         raise ChainError("Ray is not installed. Run: pip install -r requirements-ray.txt")
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+    # Read when ray is imported. The last keeps off stdout, where results go, what it says of workers that died.
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DEDUP_LOGS_SKIP_REGEX": "."}
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.CRITICAL}
     with ExitStack() as opened:
         if address is None:

@@ -15,9 +15,8 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import BloomForCausalLM
-from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
+from chains.bloom import BloomForCausalLM, build_alibi_tensor
 from chains.grounding import Node
 from chains.weights import PackedLinear
 
@@ -186,18 +185,24 @@ class Decoder:
         offset = torch.tensor([number for count in counts for number in range(count)], device=self.device)
         place = torch.tensor(before, device=self.device)[row] + offset
         width, capacity, shared = max(counts), keys[0].shape[2], rows.prefix.length
+        head = torch.arange(self.heads, device=self.device)
+        # Where each (token, head) stands in (rows, heads, width) and in (rows, heads, capacity), both as one dimension:
+        # copying by one index costs a fraction of copying by several.
+        spots = ((row[:, None] * self.heads + head) * width + offset[:, None]).flatten()
+        slots = ((row[:, None] * self.heads + head) * capacity + place[:, None]).flatten()
 
         def pad(values: torch.Tensor) -> torch.Tensor:
             """(tokens, heads, n) → (rows, heads, width, n)."""
             if width == 1:
                 return values[:, :, None]
-            padded = values.new_zeros(len(tokens), width, *values.shape[1:])
-            padded[row, offset] = values
-            return padded.transpose(1, 2)
+            padded = values.new_zeros(len(tokens) * self.heads * width, values.shape[2])
+            return padded.index_copy_(0, spots, values.flatten(0, 1)).view(len(tokens), self.heads, width, -1)
 
         def unpad(values: torch.Tensor) -> torch.Tensor:
             """(rows, heads, width, n) → (tokens, heads, n)."""
-            return values[:, :, 0] if width == 1 else values.transpose(1, 2)[row, offset]
+            if width == 1:
+                return values[:, :, 0]
+            return values.flatten(0, 2).index_select(0, spots).view(len(ids), self.heads, -1)
 
         slopes = self.slopes[:, None, None]
         alibi = slopes * torch.arange(shared + 1, device=self.device)  # (heads, 1, shared + 1)
@@ -211,8 +216,8 @@ class Decoder:
             attention = block.self_attention
             fused = attention.query_key_value(block.input_layernorm(x)).view(len(ids), self.heads, 3, self.head_dim)
             query, key, value = fused.unbind(2)  # each (tokens, heads, head_dim)
-            keys[layer][row, :, place] = key
-            values[layer][row, :, place] = value
+            keys[layer].view(-1, self.head_dim).index_copy_(0, slots, key.flatten(0, 1))
+            values[layer].view(-1, self.head_dim).index_copy_(0, slots, value.flatten(0, 1))
             query = query * attention.inv_norm_factor
             scores = pad(query) @ keys[layer].transpose(2, 3) + bias
             weights = F.softmax(scores, -1)

@@ -14,8 +14,9 @@ from typing import Any, Self
 
 from langchain_core.outputs import LLMResult
 from langchain_huggingface import HuggingFacePipeline
-from transformers import BloomForCausalLM, PreTrainedTokenizerBase, TextGenerationPipeline
+from transformers import PreTrainedTokenizerBase
 
+from chains.bloom import BloomForCausalLM, TextGenerationPipeline
 from chains.decoding import Decoder
 from chains.errors import ModelError
 from chains.grounding import Markup, reply_graph

@@ -7,8 +7,7 @@ import streamlit as st
 import plots
 import ui
 from chains import ChainError
-from chains.batch import JobStatus
-from chains.tables import to_csv
+from chains.store import Job
 from plots import TYPES
 
 
@@ -19,13 +18,20 @@ def show_chart(counts: plots.Counts, draw: Callable[[plots.Counts], plots.Chart]
         return []
     event = st.altair_chart(draw(counts), key=key, on_select="rerun")
     st.download_button(
-        "CSV", to_csv(counts), f"{key}.csv", "text/csv", key=f"csv {key}", on_click="ignore", icon=":material/download:"
+        "CSV",
+        plots.to_csv(counts),
+        f"{key}.csv",
+        "text/csv",
+        key=f"csv {key}",
+        on_click="ignore",
+        icon=":material/download:",
     )
     return list(event.selection.get("picked", []))
 
 
-def show_charts(job: JobStatus) -> None:
+def show_charts(job: Job) -> None:
     frame, mentions = ui.get_results(job), ui.get_mentions(job)
+    ui.show_limit(job, frame)
     first, second = st.columns(2)
     languages = first.multiselect(
         "Languages",
@@ -77,25 +83,26 @@ def describe(item: dict[str, str]) -> str:
     return " · ".join(filter(None, [item.get("name"), kind, language]))
 
 
-ui.require_entrypoint()
-st.title("Charts")
-jobs = {job.id: job for job in ui.get_jobs().list() if job.done}
-if not jobs:
-    st.info("Charts are drawn from a batch of texts, and there is none yet. Run one with a file or with sample data.")
-    if st.button("Go to Batch", key="to_batch", type="primary"):
-        st.switch_page("pages/batch.py")
-else:
+def pick_job(jobs: dict[str, Job]) -> Job:
+    """The job that the user chooses, at first the one last looked at."""
     ids = list(jobs)
     last = st.session_state.get("job")
-    job_id = st.selectbox(
-        "Job",
-        ids,
-        index=ids.index(last) if last in ids else 0,
-        format_func=lambda id_: (
-            f"{jobs[id_].name} · {ui.count_rows(jobs[id_].done)} · {ui.format_time(jobs[id_].created)}"
-        ),
-    )
-    try:
-        show_charts(jobs[job_id])
-    except ChainError as error:
-        ui.show_error(error)
+    words = {
+        id_: f"{job.name} · {ui.count_rows(job.done)} · {ui.format_time(job.created)}" for id_, job in jobs.items()
+    }
+    index = ids.index(last) if last in ids else 0
+    return jobs[st.selectbox("Job", ids, index=index, format_func=lambda id_: words[id_])]
+
+
+ui.require_entrypoint()
+st.title("Charts")
+try:
+    jobs = {job.id: job for job in ui.get_jobs().list(owner="") if job.done}
+    if jobs:
+        show_charts(pick_job(jobs))
+    else:
+        st.info("Charts are drawn from a batch of texts, and there is none yet. Run one with a file or sample data.")
+        if st.button("Go to Batch", key="to_batch", type="primary"):
+            st.switch_page("pages/batch.py")
+except ChainError as error:
+    ui.show_error(error)

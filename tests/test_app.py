@@ -1,14 +1,26 @@
 """Every page from the entrypoint, with a scripted model in place of the real one."""
 
+import csv
+import gzip
+import io
+import json
+import os
+import re
 import runpy
+import threading
 import time
 
+import openpyxl
+import pyarrow
 import pytest
 import streamlit as st
+from pyarrow import parquet
 from streamlit.runtime.scriptrunner import script_runner
 from streamlit.testing.v1 import AppTest
 
+import ui
 from chains import analysis, registry
+from chains.batch import CHUNK
 from chains.errors import ModelError
 from chains.schema import Analysis, Detection, Entity, Mention, Recognition
 
@@ -39,7 +51,8 @@ def scripted_analyse(texts, model, *, shots=None):
 def answer(text, model):
     if "unreadable" in text:
         return Analysis(text=text, error="The reply '<' could not be read.", model=model.version)
-    probabilities = {"english": 0.9, "spanish": 0.04, "french": 0.04, "unknown": 0.02}
+    sure = 0.6 if "vague" in text else 0.9
+    probabilities = {"english": sure, "spanish": 0.04, "french": 0.04, "unknown": round(0.92 - sure, 2)}
     prompts, replies = ("Name the language.",), ("english",)
     entities = [
         Entity(text=name, type=type_, start=text.index(name), end=text.index(name) + len(name))
@@ -48,7 +61,7 @@ def answer(text, model):
     ]
     detection = Detection(
         language="english",
-        probability=0.9,
+        probability=sure,
         probabilities=probabilities,
         threshold=0.5,
         prompts=prompts,
@@ -62,6 +75,7 @@ def answer(text, model):
 @pytest.fixture
 def app(monkeypatch, tmp_path):
     monkeypatch.setenv("BLOOM_LENS_DATA", str(tmp_path))
+    monkeypatch.delenv("BLOOM_LENS_DATABASE", raising=False)
     monkeypatch.setattr(registry, "load", scripted_load)
     monkeypatch.setattr(analysis, "analyse", scripted_analyse)
     # A folder named pages/ makes AppTest run a page bare, as a server does for its very first request only.
@@ -80,14 +94,89 @@ def words(elements):
     return " ".join(str(element.value) for element in elements)
 
 
+def plain(elements):
+    """The words of elements as the user reads them."""
+    return words(elements).replace("\\", "")
+
+
 def wait_for_job(app):
     """The page once its job is over; AppTest does not run fragments by itself."""
+    return wait_until(app, lambda: not buttons(app, "Stop"))
+
+
+def wait_until(app, is_so):
     for _ in range(100):
         app.run()
-        if not any("Stop" in button.label for button in app.button):
+        if is_so():
             return app
         time.sleep(0.1)
-    raise AssertionError("The job did not end.")
+    raise AssertionError(f"It did not come: {plain(app.main)}")
+
+
+def buttons(app, label):
+    return [button for button in app.button if button.label == label]
+
+
+def press(app, label):
+    buttons(app, label)[0].click().run()
+    assert not app.exception
+    return app
+
+
+def choose(app, label, option):
+    next(box for box in app.main.selectbox if box.label == label).select(option).run()
+    assert not app.exception
+
+
+def upload(app, content, name="mine.csv"):
+    app.switch_page(BATCH).run()
+    app.file_uploader[0].upload(name, content).run()
+    assert not app.exception
+    return app
+
+
+def run_job(app, *texts):
+    """The page of a finished job over ``texts``."""
+    upload(app, "\n".join(["text", *texts]).encode())
+    press(app, "Start")
+    return wait_for_job(app)
+
+
+def job_ids():
+    return [job.id for job in ui.get_jobs().list()]
+
+
+class Gate(threading.Event):
+    """Lets ``free`` chunks of jobs pass, and the others when it is set."""
+
+    free = 1
+
+    def analyse(self, texts, model, *, shots=None):
+        self.free -= 1
+        assert self.free >= 0 or self.wait(30)
+        return scripted_analyse(texts, model)
+
+
+@pytest.fixture
+def gate(app, monkeypatch):
+    gate = Gate()
+    monkeypatch.setattr(analysis, "analyse", gate.analyse)
+    yield gate
+    gate.set()
+
+
+@pytest.fixture
+def downloads(monkeypatch):
+    """What download buttons give, by key: ``downloads["download"]()`` are the bytes of a click."""
+    made = {}
+    show = st.download_button
+
+    def download_button(label, data, *args, key, **options):
+        made[key] = data
+        return show(label, data, *args, key=key, **options)
+
+    monkeypatch.setattr(st, "download_button", download_button)
+    return made
 
 
 @pytest.mark.parametrize("page", ["pages/single_text.py", BATCH, CHARTS])
@@ -188,20 +277,269 @@ def test_sample_job_runs_to_its_charts(app):
 
 
 def test_file_is_read_and_every_guess_can_be_corrected(app):
-    app.switch_page(BATCH).run()
-    content = "id;texte\n1;Ana à Lyon\n2;unreadable\n".encode("cp1252")
-    app.file_uploader[0].upload("mine.csv", content, "text/csv").run()
-    assert "cp1252, separated by semicolon" in words(app.caption).replace("\\", "")
+    upload(app, "id;texte\n1;Ana à Lyon\n2;unreadable\n".encode("cp1252"))
+    assert "Read as CSV, cp1252, separated by semicolon, first row holds the column names." in plain(app.caption)
     choices = {box.label: box for box in app.main.selectbox}
     assert choices["Column with the texts"].value == "texte"
-    choices["Columns separated by"].select("|").run()
-    choices = {box.label: box for box in app.main.selectbox}
-    assert choices["Column with the texts"].value == "id;texte"
-    choices["Columns separated by"].select(";").run()
-    app.button(key="start").click().run()
+    choose(app, "Columns separated by", "|")
+    assert next(box for box in app.main.selectbox if box.label == "Column with the texts").value == "id;texte"
+    choose(app, "Columns separated by", ";")
+    choose(app, "First row", False)
+    assert app.dataframe[0].value["column 2"].tolist() == ["texte", "Ana à Lyon", "unreadable"]
+    choose(app, "First row", True)
+    app.switch_page(CHARTS).run()
+    app.switch_page(BATCH).run()
+    assert next(box for box in app.main.selectbox if box.label == "Columns separated by").value == ";"
+    press(app, "Start")
     wait_for_job(app)
     assert "1 of 2 rows could not be read" in app.warning[0].value
     assert app.dataframe[0].value["locations"].tolist()[0] == 1
+
+
+def written(write):
+    target = io.BytesIO()
+    write(target)
+    return target.getvalue()
+
+
+def workbook():
+    book = openpyxl.Workbook()
+    for cells in (["n", "text"], [1, "Ana"], [2, "Lyon"]):
+        book.active.append(cells)
+    return written(book.save)
+
+
+LINES = b'{"text": "Ana", "n": 1}\n{"text": "Lyon"}\n'
+FILES = {
+    "a.csv": (b"n,text\n1,Ana\n2,Lyon\n", "CSV, utf-8, separated by comma, first row holds the column names"),
+    "a.tsv": (b"n\ttext\n1\tAna\n2\tLyon\n", "CSV, utf-8, separated by tab, first row holds the column names"),
+    "a.txt": (b"text\nAna\nLyon\n", "CSV, utf-8, one column, first row holds the column names"),
+    "a.jsonl": (LINES, "JSON Lines, utf-8"),
+    "a.ndjson": (LINES, "JSON Lines, utf-8"),
+    "a.jsonl.gz": (gzip.compress(LINES), "gzipped JSON Lines, utf-8"),
+    "a.csv.gz": (gzip.compress(b"text\nAna\nLyon\n"), "gzipped CSV, utf-8, one column"),
+    "a.parquet": (written(lambda to: parquet.write_table(pyarrow.table({"text": ["Ana", "Lyon"]}), to)), "Parquet"),
+    "a.xlsx": (workbook(), "Excel, first row holds the column names"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_kind_of_file_is_read_and_run(app, name, tmp_path):
+    content, read_as = FILES[name]
+    upload(app, content, name)
+    assert f"Read as {read_as}" in plain(app.caption)
+    assert "**2 rows**, about" in words(app.markdown)
+    press(app, "Start")
+    wait_for_job(app)
+    assert not app.error
+    assert app.dataframe[0].value[["text", "people"]].values.tolist() == [["Ana", 1], ["Lyon", 0]]
+    assert list((tmp_path / "uploads").iterdir()) == []
+
+
+def test_rows_that_cannot_be_read_are_told_before_and_cost_the_others_nothing(app):
+    upload(app, b"id,text\n1,Ana\n2\n3,Lyon\n")
+    assert "1 of 3 rows cannot be read" in app.warning[0].value
+    assert "Row 2" in app.warning[0].value
+    press(app, "Start")
+    wait_for_job(app)
+    assert [bool(error) for error in app.dataframe[0].value["error"]] == [False, True, False]
+
+
+def test_file_that_is_no_table_says_why_and_can_be_replaced(app, tmp_path):
+    upload(app, b"%PDF-1.7 ...", "a.csv")
+    assert "is a PDF document" in app.error[0].value
+    press(app, "Another file")
+    assert not app.error and app.file_uploader
+    assert list((tmp_path / "uploads").iterdir()) == []
+
+
+def test_uploads_of_sessions_that_ended_go_after_a_day(app, tmp_path):
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    for name, age_s in (("old", 2 * ui.UPLOAD_AGE_S), ("young", 60)):
+        (folder / name).touch()
+        os.utime(folder / name, (time.time() - age_s,) * 2)
+    upload(app, b"text\nAna\n")
+    assert "young" in os.listdir(folder) and "old" not in os.listdir(folder)
+
+
+def test_running_job_shows_what_is_done_and_can_be_stopped_and_resumed(app, gate, downloads):
+    upload(app, "\n".join(["text", *map(str, range(2 * CHUNK))]).encode())
+    press(app, "Start")
+    wait_until(app, lambda: app.dataframe)
+    assert buttons(app, "Stop") and not buttons(app, "Resume")
+    assert len(app.dataframe[0].value) == CHUNK
+    assert len(downloads["download"]().splitlines()) == CHUNK + 1
+    press(app, "Stop")
+    assert buttons(app, "Resume")
+    gate.set()
+    press(app, "Resume")
+    wait_for_job(app)
+    assert not app.error and not buttons(app, "Resume")
+    assert len(app.dataframe[0].value) == 2 * CHUNK
+
+
+def test_job_without_rows_yet_says_where_they_will_appear(app, gate):
+    gate.free = 0
+    app.switch_page(BATCH).run()
+    press(app, "Try with sample data")
+    assert "The rows appear here as they are done." in plain(app.caption)
+    assert buttons(app, "Stop") and not app.dataframe
+    gate.set()
+    wait_for_job(app)
+    assert len(app.dataframe[0].value) == 30
+
+
+def test_database_that_fails_for_a_while_is_told_in_words(app, gate):
+    upload(app, "\n".join(["text", *map(str, range(2 * CHUNK))]).encode())
+    press(app, "Start")
+    wait_until(app, lambda: app.dataframe)
+    ui.get_jobs().problem = "The disk is *full*."
+    app.run()
+    assert "goes on by itself" in app.warning[0].value
+    assert r"\*full\*" in app.warning[0].value
+
+
+def test_job_that_fails_says_why_and_can_be_resumed(app, monkeypatch):
+    app.selectbox(key="model").select("bloomz-3b").run()
+    app.switch_page(BATCH).run()
+    press(app, "Try with sample data")
+    wait_for_job(app)
+    assert r"\*of memory\*" in app.main.error[0].value
+    monkeypatch.setattr(registry, "load", ScriptedModel)
+    press(app, "Resume")
+    wait_for_job(app)
+    assert not app.main.error
+    assert len(app.dataframe[0].value) == 30
+
+
+def test_failed_rows_can_be_tried_again(app, monkeypatch):
+    run_job(app, "Ana", "unreadable")
+    assert "1 of 2 rows could not be read" in app.warning[0].value
+    monkeypatch.setattr(
+        analysis, "analyse", lambda texts, model, shots: scripted_analyse(["mended"] * len(texts), model)
+    )
+    press(app, "Try the row that failed again")
+    wait_for_job(app)
+    assert not app.warning and not buttons(app, "Try the row that failed again")
+    assert app.dataframe[0].value["error"].tolist() == ["", ""]
+
+
+def test_jobs_are_listed_renamed_opened_and_deleted(app):
+    run_job(app, "Ana", "unreadable")
+    press(app, "New file")
+    [job_id] = job_ids()
+    assert "**mine.csv** · " in plain(app.markdown) and "2 rows · done · 1 failed" in plain(app.markdown)
+    app.text_input(key=f"name {job_id}").set_value("<b>Mine</b> *2026*")
+    press(app, "Rename")
+    assert r"**\<b\>Mine\</b\> \*2026\***" in words(app.markdown)
+    press(app, "Open")
+    assert app.query_params["job"] == job_id and len(app.dataframe[0].value) == 2
+    assert f"?job={job_id}" in words(app.code)
+    press(app, "New file")
+    press(app, "Delete for good")
+    assert job_ids() == [] and "All jobs" not in words(app.subheader)
+
+
+def test_older_jobs_are_listed_on_demand(app):
+    app.switch_page(BATCH).run()
+    for _ in range(7):
+        press(app, "Try with sample data")
+        press(app, "New file")
+    assert len(buttons(app, "Open")) == 5
+    press(app, "Show more")
+    assert len(buttons(app, "Open")) == 7 and not buttons(app, "Show more")
+
+
+def test_rows_are_filtered_and_what_matches_is_downloaded(app, downloads):
+    run_job(app, "Ana in Lyon", "vague", "unreadable", "Ana")
+    filters = {toggle.label: toggle for toggle in app.toggle}
+    filters["Only languages less than 90% probable"].set_value(True).run()
+    assert app.dataframe[0].value["text"].tolist() == ["vague"]
+    choose(app, "Rows", False)
+    assert [line[0] for line in csv.reader(io.StringIO(downloads["download"]().decode("utf-8-sig")))] == [
+        "text",
+        "vague",
+    ]
+    filters = {toggle.label: toggle for toggle in app.toggle}
+    filters["Only languages less than 90% probable"].set_value(False)
+    filters["Only rows with an error"].set_value(True).run()
+    assert app.dataframe[0].value["text"].tolist() == ["unreadable"]
+    choose(app, "Rows", True)
+    assert len(downloads["download"]().splitlines()) == 5
+
+
+def test_every_format_and_shape_is_downloaded(app, downloads):
+    run_job(app, "Ana in Lyon", "=1+1")
+    assert b"\r\n'=1+1," in downloads["download"]()
+    next(toggle for toggle in app.toggle if "formulas" in toggle.label).set_value(False).run()
+    assert b"\r\n=1+1," in downloads["download"]()
+    choose(app, "Shape", "long")
+    lines = list(csv.DictReader(io.StringIO(downloads["download"]().decode("utf-8-sig"))))
+    assert [(line["entity"], line["type"]) for line in lines] == [("Ana", "person"), ("Lyon", "location")]
+    choose(app, "Shape", "wide")
+    choose(app, "File format", "jsonl")
+    assert [json.loads(line)["people"] for line in downloads["download"]().splitlines()] == [1, 0]
+    choose(app, "File format", "parquet")
+    assert parquet.read_table(io.BytesIO(downloads["download"]())).column("text").to_pylist() == ["Ana in Lyon", "=1+1"]
+    choose(app, "File format", "xlsx")
+    assert "32,767 characters" in words(app.caption)
+    sheet = openpyxl.load_workbook(io.BytesIO(downloads["download"]())).active
+    assert [cell.value for cell in sheet["A"]] == ["text", "Ana in Lyon", "=1+1"]
+
+
+def test_pages_look_at_the_first_rows_only_and_say_so(app, downloads, monkeypatch):
+    monkeypatch.setattr(ui, "MAX_ROWS", 10)
+    app.switch_page(BATCH).run()
+    press(app, "Try with sample data")
+    wait_for_job(app)
+    assert len(app.dataframe[0].value) == 10
+    assert "the first 10 of 30 finished rows" in plain(app.caption)
+    assert len(downloads["download"]().splitlines()) > 30
+    app.switch_page(CHARTS).run()
+    assert "the first 10 of 30 finished rows" in plain(app.caption)
+    assert "Rows: 10" in words(app.subheader)
+
+
+def test_long_texts_count_against_what_pages_look_at(app, monkeypatch):
+    monkeypatch.setattr(ui, "MAX_CHARACTERS", 8)
+    run_job(app, "Ana", "Lyon", "Bo")
+    assert app.dataframe[0].value["text"].tolist() == ["Ana", "Lyon"]
+
+
+@pytest.mark.parametrize("page", [BATCH, CHARTS])
+def test_database_that_cannot_be_used_is_an_error_in_words(app, monkeypatch, page):
+    monkeypatch.setenv("BLOOM_LENS_DATABASE", "nonsense")
+    app.switch_page(page).run()
+    assert not app.exception
+    assert "BLOOM\\_LENS\\_DATABASE" in app.main.error[0].value
+
+
+def test_model_server_cannot_be_chosen_in_the_dashboard(app):
+    app.selectbox(key="model").select(ui.FOLDER).run()
+    app.text_input(key="model_folder").set_value(" openai:http://169.254.169.254#x").run()
+    assert "cannot be chosen here" in app.sidebar.error[0].value
+    assert "embedded · 0123abcd is ready" in plain(app.sidebar.caption)
+    app.switch_page(BATCH).run()
+    press(app, "Try with sample data")
+    wait_for_job(app)
+    assert [job.model for job in ui.get_jobs().list()] == ["embedded"]
+
+
+PAYLOAD = "<img src=x onerror=alert(1)> [a](javascript:alert(2)) *b* $c$ :red[d]"
+
+
+def test_names_of_files_and_columns_are_never_markup(app):
+    column = PAYLOAD.replace(",", "")
+    upload(app, f"id,{column}\n1,{PAYLOAD}\n2\n".encode(), f"{PAYLOAD}.csv")
+    choose(app, "Column with the texts", column)
+    press(app, "Start")
+    wait_for_job(app)
+    assert app.dataframe[0].value[column].tolist()[0] == PAYLOAD
+    shown = [*app.markdown, *app.caption, *app.subheader, *app.warning, *app.error]
+    assert any("onerror" in element.value for element in shown)
+    # What a backslash stands before is no markup.
+    assert not any(re.search(r"(?<!\\)(<img|\[a|\*b|\$c|:red)", element.value) for element in shown)
 
 
 def test_unknown_job_is_an_error_with_a_way_out(app):

@@ -78,6 +78,7 @@ def processes(name):
     return found
 
 
+@pytest.mark.cluster
 def test_two_workers_give_the_very_records_of_the_local_engine(make_jobs, tiny_folder, tmp_path):
     table = make_table(tmp_path, 400)
     local = run(make_jobs("local"), table, str(tiny_folder))
@@ -89,6 +90,7 @@ def test_two_workers_give_the_very_records_of_the_local_engine(make_jobs, tiny_f
     assert len(used) == 2
 
 
+@pytest.mark.cluster
 def test_a_model_that_cannot_be_loaded_is_told_in_its_own_words(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ModelError, match="is a 'gpt2' model. Only BLOOM checkpoints can be used."):
@@ -122,8 +124,9 @@ def engine(serving):
         yield engine
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("name", ["MapWorker", "FlatMap"])
-def test_a_killed_process_costs_nothing_but_time(make_jobs, server, engine, tmp_path, name, monkeypatch):
+def test_a_killed_process_costs_nothing_but_time(make_jobs, server, engine, tmp_path, name, monkeypatch, capfd):
     monkeypatch.setattr(
         cluster, "WAITING_BYTES", 1_000_000
     )  # so that much is left to plan when the first chunk is done
@@ -138,9 +141,11 @@ def test_a_killed_process_costs_nothing_but_time(make_jobs, server, engine, tmp_
 
     far = run(make_jobs("far"), table, server.name, engine, kill)
     assert killed and far == local
+    assert capfd.readouterr().out == ""
     assert local[0][2] > table.unreadable
 
 
+@pytest.mark.cluster
 def test_an_interrupted_job_goes_on_after_its_last_stored_chunk(make_jobs, server, engine, tmp_path):
     table = make_table(tmp_path, 200)
     local, jobs = run(make_jobs("local"), table, server.name), make_jobs("far")
@@ -169,6 +174,7 @@ PROGRAM = """
 """
 
 
+@pytest.mark.cluster
 def test_a_job_goes_on_where_a_killed_command_left_it(make_jobs, server, engine, tmp_path):
     table = make_table(tmp_path, 400)
     local, jobs = run(make_jobs("local"), table, server.name), make_jobs("far")
@@ -185,6 +191,7 @@ def test_a_job_goes_on_where_a_killed_command_left_it(make_jobs, server, engine,
     assert ((job.state, job.done, job.failed, job.version, job.base), list(jobs.results(id))) == local
 
 
+@pytest.mark.cluster
 def test_a_chunk_that_ends_every_process_ends_the_job_in_words(make_jobs, server, engine, tmp_path):
     def kill(body):
         for process in processes("MapWorker"):
@@ -199,12 +206,14 @@ def test_a_chunk_that_ends_every_process_ends_the_job_in_words(make_jobs, server
     assert jobs.status(id).done == 0
 
 
+@pytest.mark.cluster
 def test_a_model_that_cannot_answer_ends_the_job_in_its_own_words(make_jobs, server, engine, tmp_path):
     server.answer = lambda body: (500, {"error": {"message": "out of order"}})
     with pytest.raises(ChainError, match="out of order"):
         run(make_jobs(), make_table(tmp_path, 20), server.name, engine)
 
 
+@pytest.mark.cluster
 def test_a_file_that_cannot_be_read_to_its_end_ends_the_job_in_words(engine, tmp_path):
     table = make_table(tmp_path, 200)
     content = table.path.read_bytes()
@@ -270,6 +279,7 @@ def free_port():
         return free.getsockname()[1]
 
 
+@pytest.mark.cluster
 def test_a_cluster_that_is_there_is_used_and_left_alone(make_jobs, server, tmp_path):
     table, port = make_table(tmp_path, 100), free_port()
     local, jobs = run(make_jobs("local"), table, server.name), make_jobs("far")

@@ -14,7 +14,7 @@ README = ROOT / "README.md"
 # A module imports from its own level or the ones before it; within a level there are no circles.
 LEVELS = [
     {"schema", "errors", "config"},
-    {"prompts", "parsers", "metrics", "decoding", "weights", "grounding", "spans", "windows"}
+    {"prompts", "parsers", "metrics", "bloom", "decoding", "weights", "grounding", "spans", "windows"}
     | {"files", "textfiles", "rows", "readers", "tables", "exports", "store"},
     {"pipeline", "remote"},
     {"registry"},
@@ -127,6 +127,12 @@ def test_importing_the_package_loads_nothing_heavy():
     program = f"import sys, chains, chains.errors, chains.config; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_model_is_imported_without_what_only_other_models_need():
+    program = "import sys, chains.pipeline; print({'scipy', 'sklearn'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 @pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")

@@ -6,31 +6,30 @@ import pandas as pd
 import pytest
 
 import plots
-from chains.tables import add_records
+from chains.exports import to_frame
+from chains.tables import Layout, Row
 from plots import TYPES
 
 
 def job_table(*rows, columns=("text",)):
     """A job's table: per row a text, a language and ``name/type`` words; ``None`` for the language is an error."""
-    frame = pd.DataFrame({column: [row[0] for row in rows] for column in columns}, dtype="str")
-    records = []
-    for _, language, *names in rows:
+    results = []
+    for number, (text, language, *names) in enumerate(rows, 1):
         entities = [
             dict(zip(("text", "type"), name.split("/"), strict=True)) | {"start": 0, "end": 1} for name in names
         ]
         kinds = [entity["type"] for entity in entities]
-        records.append(
-            {
-                "language": language,
-                "language_probability": 0.9 if language else None,
-                "entities": entities if language else None,
-                "locations": kinds.count("location") if language else None,
-                "people": kinds.count("person") if language else None,
-                "organizations": kinds.count("organization") if language else None,
-                "error": "" if language else "could not be read",
-            }
-        )
-    return add_records(frame, records)
+        record = {
+            "language": language,
+            "language_probability": {"unknown": 0.6, None: None}.get(language, 0.9),
+            "entities": entities if language else None,
+            "locations": kinds.count("location") if language else None,
+            "people": kinds.count("person") if language else None,
+            "organizations": kinds.count("organization") if language else None,
+            "error": "" if language else "could not be read",
+        }
+        results.append((Row(number, (text,) * len(columns)), record))
+    return to_frame(Layout("csv", columns, columns), results)
 
 
 TABLE = job_table(
@@ -101,6 +100,8 @@ def test_languages_come_in_the_usual_order_and_errors_last():
         ({"search": "LYON", "column": "text"}, [0, 1]),
         ({"search": "[", "column": "text"}, []),
         ({"only_errors": True}, [2]),
+        ({"below": 0.9}, [3]),
+        ({"below": 0.91}, [0, 1, 3]),
         ({"languages": ["english"], "types": ["location"]}, [1]),
     ],
 )
@@ -152,6 +153,11 @@ def test_threshold_is_a_line_only_if_there_is_one():
 def test_names_in_words():
     assert plots.list_names(TABLE["entities"][0]) == "Lyon (LOC), Ana (PER)"
     assert plots.list_names("") == ""
+
+
+def test_numbers_of_a_chart_leave_as_csv_without_formulas():
+    counts = pd.DataFrame({"name": ["=HYPERLINK(1)", "Zoë, Ana", "-"], "count": [-1, 2, 3]})
+    assert plots.to_csv(counts).decode("utf-8-sig") == "name,count\r\n'=HYPERLINK(1),-1\r\n\"Zoë, Ana\",2\r\n'-,3\r\n"
 
 
 def test_charts_of_streamlit_have_the_same_colours():

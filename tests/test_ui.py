@@ -7,6 +7,7 @@ import pytest
 
 import ui
 from chains.schema import Entity
+from chains.store import Job
 from plots import TYPES
 
 
@@ -63,6 +64,18 @@ def test_markdown_shows_unchanged():
 )
 def test_durations_in_words(seconds, words):
     assert ui.format_seconds(seconds) == words
+
+
+def test_rows_of_a_running_job_are_read_again_a_few_times_and_at_its_end():
+    def version(**values):
+        return ui.table_version(Job("id", "name", "", "", "", "text", "embedded", 0, 2_000_000, "", **values))
+
+    assert len({version(state="running", done=done) for done in range(64, 2_000_000, 64)}) < 50
+    assert version(state="waiting", done=64) == version(state="running", done=64)
+    assert version(state="done", done=64) != version(state="running", done=64)
+    # Rows that failed and are tried again change while their number does not.
+    assert version(state="done", done=64, seconds=1.0) != version(state="done", done=64, seconds=1.5)
+    assert version(state="running", done=64, retried=9) != version(state="running", done=64, retried=20)
 
 
 def test_sizes_and_rows_in_words():

@@ -21,12 +21,16 @@ ARGUMENTS += ["--disable-background-networking", "--disable-component-update", "
 START_S = 60
 
 
-@contextmanager
-def run_server(data_folder):
-    """The address of a new server; its process ends with the block."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+@contextmanager
+def run_server(data_folder, port=None):
+    """The address of a new server; its process ends with the block."""
+    port = port or free_port()
     command = [sys.executable, "-m", "streamlit", "run", "streamlit_app.py", "--server.address=127.0.0.1"]
     command += [f"--server.port={port}", "--server.fileWatcherType=none", "--server.headless=true"]
     log = data_folder / "server.log"

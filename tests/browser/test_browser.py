@@ -1,12 +1,30 @@
 """What only a browser shows: each page once, as a user goes through it."""
 
+import gzip
+import io
 import re
+import time
 
+import openpyxl
+import pyarrow
 import pytest
 from playwright.sync_api import expect
+from pyarrow import parquet
+
+from tests.browser.conftest import free_port, run_server
 
 pytestmark = pytest.mark.browser
 PAYLOAD = "<img src=x onerror=alert(1)>"
+HOSTILE = [
+    PAYLOAD,
+    "<script>alert(1)</script>",
+    "<svg/onload=alert(1)>",
+    "[x](javascript:alert(1))",
+    "![x](x)",
+    "*b* $c$ `d` :red[e] :material/home:",
+    '"><iframe srcdoc="<script>parent.alert(1)</script>">',
+    "{{7*7}} ${7*7} </textarea>",
+]
 
 
 def pick_folder(page, folder):
@@ -17,6 +35,47 @@ def pick_folder(page, folder):
     path.fill(str(folder))
     path.press("Enter")
     expect(page.get_by_text("is ready")).to_be_visible()
+
+
+def open_batch(new_page, address, folder, width=1280):
+    page = new_page(address, width)
+    pick_folder(page, folder)
+    page.get_by_role("link", name="Batch").click()
+    return page
+
+
+def upload(page, name, content):
+    page.locator("input[type=file]").set_input_files({"name": name, "mimeType": "", "buffer": content})
+
+
+def choose(page, label, option):
+    box = page.get_by_test_id("stSelectbox").filter(has=page.get_by_text(label, exact=True))
+    choice = page.get_by_role("option", name=option, exact=True)
+    while not choice.is_visible():  # a list closes again if what stands around it still moves
+        box.get_by_role("combobox").click()
+        page.wait_for_timeout(500)
+    choice.click()
+
+
+def start_long_job(page, name, rows):
+    texts = [f"{name} {number}: Nadia Okafor left Siemens for Porto, said {number * 7919}." for number in range(rows)]
+    upload(page, f"{name}.txt", "\n".join(["text", *texts]).encode())
+    page.get_by_role("button", name="Start").click()
+    expect(page.get_by_text("rows per second")).to_be_visible()
+
+
+def read_progress(page):
+    """How many rows are done, and of how many."""
+    words = page.locator("[data-testid=stProgress]").inner_text()
+    done, total = re.search(r"([\d,]+) of ([\d,]+) row", words).groups()
+    return int(done.replace(",", "")), int(total.replace(",", ""))
+
+
+def wait_until(is_so, what):
+    end = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < end, what
+        time.sleep(0.1)
 
 
 def is_within_width(page):
@@ -71,13 +130,10 @@ def test_sample_job_survives_a_refresh_and_gives_files_and_charts(new_page, serv
     assert "?job=" in page.url
     page.reload()
     expect(page.get_by_text("30 of 30 rows · done in")).to_be_visible()
-    with page.expect_download() as download:
-        page.get_by_role("button", name="CSV, 30 rows").click()
-    lines = download.value.path().read_text(encoding="utf-8-sig").splitlines()
-    assert lines[0].startswith("date,channel,text,language,") and len(lines) == 31
     page.get_by_label("Text contains").fill("Madrid")
     page.get_by_label("Text contains").press("Enter")
-    expect(page.get_by_role("button", name="CSV, 1 row")).to_be_visible()
+    choose(page, "Rows", "Only the 1 that match")
+    assert len(download(page).decode("utf-8-sig").splitlines()) == 2
 
     page.get_by_role("button", name="Charts", exact=True).click()
     expect(page.get_by_text("Rows: 30")).to_be_visible()
@@ -88,17 +144,132 @@ def test_sample_job_survives_a_refresh_and_gives_files_and_charts(new_page, serv
     assert is_within_width(page)
 
 
-def test_file_of_the_user_is_read_previewed_and_run(new_page, server, tiny_folder):
-    page = new_page(server)
-    pick_folder(page, tiny_folder)
-    page.get_by_role("link", name="Batch").click()
-    content = f"id;comentario\n1;Lucía Ferrer vive en Valencia\n2;{PAYLOAD}\n".encode("cp1252")
-    file = {"name": f"{PAYLOAD}.csv", "mimeType": "text/csv", "buffer": content}
-    page.locator("input[type=file]").set_input_files(file)
-    expect(page.get_by_text("was read as cp1252, separated by semicolon")).to_be_visible()
+def test_every_kind_of_file_is_taken(new_page, server, tiny_folder):
+    page = open_batch(new_page, server, tiny_folder)
+    table = pyarrow.table({"text": ["Lyon", "Porto"]})
+    packed, book = io.BytesIO(), io.BytesIO()
+    parquet.write_table(table, packed)
+    sheet = openpyxl.Workbook()
+    for text in ("text", "Lyon", "Porto"):
+        sheet.active.append([text])
+    sheet.save(book)
+    comma, tab, lines = (
+        b"id,text\n1,Lyon\n2,Porto\n",
+        b"id\ttext\n1\tLyon\n2\tPorto\n",
+        b'{"text": "Lyon"}\n{"text": ""}\n',
+    )
+    for name, content, words in (
+        ("a.csv", comma, "Read as CSV, utf-8, separated by comma"),
+        ("a.tsv", tab, "Read as CSV, utf-8, separated by tab"),
+        ("a.txt", b"text\nLyon\nPorto\n", "Read as CSV, utf-8, one column"),
+        ("a.csv.gz", gzip.compress(comma), "Read as gzipped CSV"),
+        ("a.jsonl", lines, "Read as JSON Lines"),
+        ("a.ndjson", lines, "Read as JSON Lines"),
+        ("a.jsonl.gz", gzip.compress(lines), "Read as gzipped JSON Lines"),
+        ("a.parquet", packed.getvalue(), "Read as Parquet"),
+        ("a.xlsx", book.getvalue(), "Read as Excel"),
+    ):
+        upload(page, name, content)
+        expect(page.get_by_text(words)).to_be_visible()
+        expect(page.get_by_role("heading", name=name)).to_be_visible()
+        if name != "a.xlsx":
+            page.get_by_role("button", name="Another file").click()
     page.get_by_role("button", name="Start").click()
     expect(page.get_by_text("2 of 2 rows · done in")).to_be_visible()
-    assert page.locator("img[src=x]").count() == 0
+
+
+def download(page):
+    with page.expect_download() as started:
+        page.get_by_role("button", name="Download", exact=True).click()
+    return started.value.path().read_bytes()
+
+
+def test_every_format_is_downloaded_from_a_keyboard_and_a_phone(new_page, server, tiny_folder):
+    page = open_batch(new_page, server, tiny_folder)
+    page.get_by_role("button", name="Try with sample data").press("Enter")
+    expect(page.get_by_text("30 of 30 rows · done in")).to_be_visible()
+    lines = download(page).decode("utf-8-sig").splitlines()
+    assert lines[0].startswith("date,channel,text,language,") and len(lines) == 31
+    page.set_viewport_size({"width": 390, "height": 900})
+    for name, start in (("JSON Lines", b'{"date":'), ("Parquet", b"PAR1"), ("Excel", b"PK\x03\x04")):
+        choose(page, "File format", name)
+        expect(page.get_by_text("Protect spreadsheets")).to_be_hidden()
+        content = download(page)
+        assert content.startswith(start)
+    assert is_within_width(page)
+    choose(page, "Shape", "One row per name")
+    choose(page, "File format", "CSV")
+    expect(page.get_by_text("Protect spreadsheets")).to_be_visible()
+    assert download(page).decode("utf-8-sig").startswith("row,date,channel,text,language,entity,type,start,end")
+
+
+def test_hostile_names_columns_and_cells_are_shown_as_text(new_page, server, tiny_folder):
+    page = open_batch(new_page, server, tiny_folder)
+    header = ["text", *(f'"{text.replace(chr(34), chr(34) * 2)}"' for text in HOSTILE)]
+    rows = [",".join([cell, *header[1:]]) for cell in header[1:]] + [header[1]]  # the last is too short
+    for payload in HOSTILE:
+        name = f"{payload.replace('/', '-')}.csv"
+        upload(page, name, "\n".join([",".join(header), *rows]).encode())
+        expect(page.get_by_role("heading", name=name)).to_be_visible()
+        expect(page.get_by_text("1 of 9 rows cannot be read")).to_be_visible()
+        if payload != HOSTILE[-1]:
+            page.get_by_role("button", name="Another file").click()
+    page.get_by_role("button", name="Start").click()
+    expect(page.get_by_text("9 of 9 rows · done in")).to_be_visible()
+    for payload in HOSTILE:
+        page.get_by_role("button", name="Change").first.click()
+        page.get_by_label("Name", exact=True).fill(payload)
+        page.get_by_role("button", name="Rename").click()
+        expect(page.get_by_role("heading", name=payload)).to_be_visible()
+        page.keyboard.press("Escape")
+    page.get_by_role("button", name="New file").click()
+    expect(page.get_by_text(HOSTILE[-1])).to_be_visible()
+    assert (
+        page.locator("img[src=x], img[alt=x], iframe[srcdoc], main script, svg[onload], a[href^=javascript]").count()
+        == 0
+    )
+
+
+def test_browsers_on_one_job_see_the_same_while_a_second_job_advances_too(new_page, new_server, tiny_folder):
+    one = open_batch(new_page, new_server, tiny_folder)
+    start_long_job(one, "first", 20_000)
+    two = new_page(one.url)
+
+    def see_the_same():
+        seen = read_progress(one)
+        return seen == read_progress(two) and 0 < seen[0] < seen[1]
+
+    wait_until(see_the_same, "two browsers on one job saw different progress")
+    three = open_batch(new_page, new_server, tiny_folder)
+    start_long_job(three, "second", 20_000)
+    for page in (one, three, two):
+        done, total = read_progress(page)
+        assert done < total
+        wait_until(lambda page=page, done=done: read_progress(page)[0] > done, "a job stood still")
+    lines = download(two).decode("utf-8-sig").splitlines()
+    assert 64 < len(lines) < 20_001
+    wait_until(see_the_same, "two browsers on one job saw different progress")
+    one.get_by_role("button", name="Stop").click()
+    expect(two.get_by_text("rows · stopped")).to_be_visible()
+    two.get_by_role("button", name="Resume").click()
+    expect(one.get_by_text("rows per second")).to_be_visible()
+
+
+def test_job_outlives_a_refresh_and_the_server(new_page, tmp_path, tiny_folder):
+    port = free_port()
+    with run_server(tmp_path, port) as address:
+        page = open_batch(new_page, address, tiny_folder)
+        start_long_job(page, "long", 4_000)
+        page.reload()
+        expect(page.get_by_text("rows per second")).to_be_visible()
+        before, total = read_progress(page)
+        assert 0 < before < total
+    with run_server(tmp_path, port):
+        page.reload()
+        wait_until(lambda: page.get_by_text("of 4,000 rows").count() == 1, "the job was not found again")
+        assert read_progress(page)[0] >= before
+        expect(page.get_by_text("4,000 of 4,000 rows · done in")).to_be_visible()
+        assert len(download(page).decode("utf-8-sig").splitlines()) == 4_001
 
 
 def test_model_that_cannot_be_loaded_leaves_the_one_before(new_page, server, tiny_folder, tmp_path):
