@@ -48,9 +48,9 @@ class RayEngine:
     """
 
     def __init__(self, model_name: str, *, address: str | None = None, workers: int | None = None) -> None:
+        need_bytes = find_model(model_name).memory_bytes
         with ExitStack() as opened:
             nodes = opened.enter_context(connected(address, workers))
-            need_bytes = find_model(model_name).memory_bytes
             self.workers, self._resources, threads = share_out(nodes, need_bytes, workers)
             self._model = (model_name, os.getcwd(), threads)
             self.version, self.shots = self._describe()
@@ -195,7 +195,8 @@ def connected(address: str | None, workers: int | None) -> Iterator[list[dict[st
     """The nodes of the cluster at ``address``, or of one on this machine that is there for ``workers`` in the block."""
     if importlib.util.find_spec("ray") is None:
         raise ChainError("Ray is not installed. Run: pip install -r requirements-ray.txt")
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+    # Read when ray is imported. The last keeps off stdout, where results go, what it says of workers that died.
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DEDUP_LOGS_SKIP_REGEX": "."}
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.CRITICAL}
     with ExitStack() as opened:
         if address is None:
@@ -215,13 +216,17 @@ def connected(address: str | None, workers: int | None) -> Iterator[list[dict[st
         import ray.data
 
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        opened.callback(ray.shutdown)
+        warnings.filterwarnings("ignore", module=r"ray\.")
         try:
             with hushed():
                 ray.init(**options)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ChainError(f"Ray does not start, or does not take this machine into its cluster: {reason}") from error
+            raise ChainError(
+                f"Ray does not start, or does not let this machine in: {reason}. All machines need the same versions "
+                "of Python and Ray, and RAY_AUTH_MODE=token if the cluster has a token."
+            ) from error
+        opened.callback(ray.shutdown)
         yield ray.nodes()
 
 
