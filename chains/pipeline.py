@@ -7,6 +7,7 @@ the text (grounded decoding). Both come as plain data, so a chain binds them: ``
 
 import ctypes
 import json
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,7 +71,7 @@ def give_back_memory() -> None:
 
     Done where the C library is GNU's, which keeps it (https://man7.org/linux/man-pages/man3/malloc_trim.3.html).
     """
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 
 

@@ -59,9 +59,10 @@ def upload(page, name, content):
 
 
 def choose(page, label, option):
-    box = page.get_by_test_id("stSelectbox").filter(has=page.get_by_text(label, exact=True))
+    box = page.get_by_test_id("stSelectbox").filter(has=page.get_by_text(label, exact=True)).get_by_role("combobox")
+    box.scroll_into_view_if_needed()  # while the page still scrolls, a list that opens closes again
     settle(page)
-    box.get_by_role("combobox").click()
+    box.click()
     page.get_by_role("option", name=option, exact=True).click()
 
 
@@ -200,7 +201,8 @@ def test_every_format_is_downloaded_from_a_keyboard_and_a_phone(new_page, server
     expect(page.get_by_text("30 of 30 rows · done in")).to_be_visible()
     lines = download(page).decode("utf-8-sig").splitlines()
     assert lines[0].startswith("date,channel,text,language,") and len(lines) == 31
-    page.set_viewport_size({"width": 390, "height": 900})
+    page = new_page(page.url, width=390)
+    expect(page.get_by_role("button", name="Prepare download")).to_be_visible()
     for name, start in (("JSON Lines", b'{"date":'), ("Parquet", b"PAR1"), ("Excel", b"PK\x03\x04")):
         choose(page, "File format", name)
         expect(page.get_by_text("Protect spreadsheets")).to_be_hidden()
