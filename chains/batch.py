@@ -24,6 +24,7 @@ from chains.errors import ChainError, StoreError, TableError
 from chains.exports import to_record, write_results
 from chains.files import written_whole
 from chains.prompts import load_task
+from chains.queue import Caller, asking
 from chains.schema import Analysis
 from chains.store import LIVE, Job, Store
 from chains.tables import Layout, Row, Table, read_rows, text_of
@@ -108,7 +109,8 @@ class ModelEngine:
         from chains import analysis  # imports the model's libraries
 
         texts = list(chunk.texts.values())
-        return [to_record(one) for one in analysis.analyse(texts, self.model, shots=shots)] if texts else []
+        with asking(Caller("batch")):
+            return [to_record(one) for one in analysis.analyse(texts, self.model, shots=shots)] if texts else []
 
 
 def text_hash(text: str) -> bytes:

@@ -1,6 +1,7 @@
 """The one reader of environment variables."""
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,12 +23,19 @@ class Settings:
     (``BLOOM_LENS_DATABASE``, or that name in .streamlit/secrets.toml) is the URL of another one, the database of jobs;
     it is created when first needed. ``precision`` (``BLOOM_LENS_PRECISION``) is empty for the type that suits the
     processor, or ``int8``. ``api_key`` (``BLOOM_LENS_API_KEY``) is sent to the server of a model named ``openai:…``.
+
+    For REST alone: ``model`` (``BLOOM_LENS_MODEL``) is the name of the model that answers; ``tokens``
+    (``BLOOM_LENS_TOKENS``) the SHA-256 of each caller's token by the caller's name, where nobody needs one if there is
+    none; ``requests_per_minute`` (``BLOOM_LENS_RATE``) how many a caller may send in the long run, or 0 for any number.
     """
 
     data_folder: Path = Path(".data")
     database: str = field(default="", repr=False)
     precision: str = ""
     api_key: str = field(default="", repr=False)
+    model: str = "embedded"
+    tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
+    requests_per_minute: int = 0
 
     @property
     def database_url(self) -> str:
@@ -39,7 +47,7 @@ def load_settings(environment: Mapping[str, str] | None = None, secrets: Path = 
     """The settings of ``environment`` (by default the process's own); an unset or blank variable gives the default.
 
     Raises:
-        ChainError: ``secrets``, where the database may stand too, is no TOML.
+        ChainError: ``secrets``, where the database may stand too, is no TOML; or a variable is not what it should be.
     """
     environment = os.environ if environment is None else environment
 
@@ -61,4 +69,26 @@ def load_settings(environment: Mapping[str, str] | None = None, secrets: Path = 
         database=database,
         precision=read("BLOOM_LENS_PRECISION").lower(),
         api_key=read("BLOOM_LENS_API_KEY"),
+        model=read("BLOOM_LENS_MODEL") or "embedded",
+        tokens=_read_tokens(read("BLOOM_LENS_TOKENS")),
+        requests_per_minute=_read_rate(read("BLOOM_LENS_RATE")),
     )
+
+
+def _read_tokens(words: str) -> dict[str, str]:
+    """``ana:<64 hexadecimal digits>`` for each caller, separated by commas or white space."""
+    found = [re.fullmatch(r"([\w.@-]{1,64}):([0-9a-fA-F]{64})", word) for word in re.split(r"[,\s]+", words) if word]
+    tokens = {match[1]: match[2].lower() for match in found if match}
+    if len(tokens) < len(found):
+        # Not the value: somebody may have written a token where its hash should be.
+        raise ChainError(
+            "BLOOM_LENS_TOKENS is not as it should be: expected 'name:hash', separated by commas, each name once and "
+            'each hash the SHA-256 of that caller\'s token in hexadecimal. printf %s "$TOKEN" | sha256sum makes one.'
+        )
+    return tokens
+
+
+def _read_rate(word: str) -> int:
+    if not re.fullmatch(r"[0-9]{0,9}", word):
+        raise ChainError(f"BLOOM_LENS_RATE is {word!r}: expected a number of requests per minute, or 0 for any number.")
+    return int(word or 0)

@@ -10,7 +10,7 @@ ChainError              anything below; edges (pages, command line) catch only t
 Every message says what happened, what was expected and what to do.
 """
 
-__all__ = ["ChainError", "ModelError", "ReplyError", "StoreError", "TableError", "TaskError"]
+__all__ = ["BusyError", "ChainError", "ModelError", "ReplyError", "StoreError", "TableError", "TaskError"]
 
 
 class ChainError(Exception):
@@ -31,6 +31,14 @@ class ReplyError(ChainError):
     def __init__(self, message: str, reply: str) -> None:
         super().__init__(message)
         self.reply = reply
+
+
+class BusyError(ChainError):
+    """A model has no time for one more caller; after about ``retry_after_s`` seconds it may have."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class TableError(ChainError):

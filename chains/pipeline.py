@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from chains.bloom import BloomForCausalLM, TextGenerationPipeline
 from chains.decoding import Decoder
 from chains.errors import ModelError
-from chains.grounding import Markup, reply_graph
+from chains.grounding import Markup, Node, reply_graph
+from chains.queue import Queue
 
 __all__ = ["BloomPipeline", "make_llm", "plain_options"]
 
@@ -76,32 +77,43 @@ def give_back_memory() -> None:
 
 
 class BloomPipeline(TextGenerationPipeline):  # type: ignore[misc]
-    """Text generation, label scores and grounded replies of one BLOOM model, one caller at a time.
+    """Text generation, label scores and grounded replies of one BLOOM model, for any number of threads at once.
 
-    Replies are written together as long as the keys and values of their own tokens fit ``row_bytes``.
+    All that is asked goes through ``queue``. Replies are written together as long as the keys and values of their own
+    tokens fit ``row_bytes``.
 
-    The lock is needed: a fast tokenizer shared by threads raises "Already borrowed".
+    ``lock`` is for the tokenizer, which raises "Already borrowed" in a second thread. It is held for as long as a text
+    takes to be cut, and not while the model computes: whoever measures a text need not wait for somebody's answer.
     """
 
     def __init__(self, model: BloomForCausalLM, tokenizer: PreTrainedTokenizerBase, row_bytes: int) -> None:
         super().__init__(model=model, tokenizer=tokenizer, task="text-generation")
         self.decoder = Decoder(model)
+        self.queue = Queue(self._answer)
         self.lock = threading.RLock()
         self.row_bytes = row_bytes
 
     def __call__(self, text_inputs: str | Sequence[str], **options: Any) -> Any:
         """One ``[{"generated_text": reply}]`` per prompt (a bare one for a bare prompt), as transformers gives."""
-        labels, items = options.pop("labels", None), options.pop("items", None)
-        with self.lock:
-            if labels is None and items is None:
-                return super().__call__(text_inputs, **options)
-            prompts = [text_inputs] if isinstance(text_inputs, str) else list(text_inputs)
-            replies = self._score(prompts, **labels) if labels else self._write(prompts, **items)
-            give_back_memory()
-        if streamer := options.get("streamer"):
-            streamer.on_finalized_text(replies[0], stream_end=True)
-        answers = [[{"generated_text": reply}] for reply in replies]
+        prompts = [text_inputs] if isinstance(text_inputs, str) else list(text_inputs)
+        streamer = None
+        if kind := next((name for name in ("labels", "items") if options.get(name)), ""):
+            # The others are transformers' and mean nothing here; calls that differ in nothing else share batches.
+            streamer, options = options.get("streamer"), {kind: options[kind]}
+        answers = self.queue.ask(prompts, options, kind)
+        if streamer:
+            streamer.on_finalized_text(answers[0][0]["generated_text"], stream_end=True)
         return answers[0] if isinstance(text_inputs, str) else answers
+
+    def _answer(self, prompts: list[str], options: dict[str, Any]) -> list[Any]:
+        """What the queue's worker runs, never twice at once."""
+        labels, items = options.get("labels"), options.get("items")
+        if not labels and not items:
+            with self.lock:
+                return list(super().__call__(prompts, **options))
+        replies = self._score(prompts, **labels) if labels else self._write(prompts, **options["items"])
+        give_back_memory()
+        return [[{"generated_text": reply}] for reply in replies]
 
     def _score(self, prompts: list[str], *, query: str, words: list[str]) -> list[str]:
         """For each prompt a JSON object: label word → log-probability in nats, given that the reply is a label."""
@@ -119,19 +131,26 @@ class BloomPipeline(TextGenerationPipeline):  # type: ignore[misc]
         self, prompts: list[str], *, query: str, separator: str, empty: str, words: list[str], end: str
     ) -> list[str]:
         """For each prompt a grounded reply; it may be cut short at twice the text's tokens and some more."""
-        markup = Markup(self.tokenizer, separator=separator, empty=empty, words=words, end=end)
+        with self.lock:
+            markup = Markup(self.tokenizer, separator=separator, empty=empty, words=words, end=end)
+
+        def graph(text: str) -> Node:
+            with self.lock:
+                return reply_graph(text, markup)
+
         replies = [""] * len(prompts)
         for prefix, rows in self._groups(prompts, query):
             written = self.decoder.write_replies(
                 prefix,
                 [row.ids for row in rows],
-                (reply_graph(row.text, markup) for row in rows),
+                (graph(row.text) for row in rows),
                 [2 * len(row.ids) + 32 for row in rows],
                 # A reply is seldom longer than its text.
                 together=min(MAX_ROWS, self.row_bytes // (2 * len(rows[0].ids) * self.decoder.token_bytes)) or 1,
             )
-            for row, ids in zip(rows, written, strict=True):
-                replies[row.place] = self.tokenizer.decode(ids, skip_special_tokens=True)
+            with self.lock:
+                for row, ids in zip(rows, written, strict=True):
+                    replies[row.place] = self.tokenizer.decode(ids, skip_special_tokens=True)
         return replies
 
     def _groups(self, prompts: list[str], query: str) -> list[tuple[list[int], list[Row]]]:
@@ -150,15 +169,17 @@ class BloomPipeline(TextGenerationPipeline):  # type: ignore[misc]
             shared[body[:start]].append((place, body[start + len(before) :]))
         groups = []
         for beginning, texts in shared.items():
-            own = self.tokenizer([before + text + after for _, text in texts], add_special_tokens=False)["input_ids"]
-            rows = [Row(place, text, ids) for (place, text), ids in zip(texts, own, strict=True)]
+            with self.lock:
+                own = self.tokenizer([before + text + after for _, text in texts], add_special_tokens=False)
+            rows = [Row(place, text, ids) for (place, text), ids in zip(texts, own["input_ids"], strict=True)]
             # If memory runs out, it does so at once; and rows that run together are of like length.
             rows.sort(key=lambda row: -len(row.ids))
             groups.append((self._cut(beginning), rows))
         return groups
 
     def _cut(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        with self.lock:
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 class BloomLLM(HuggingFacePipeline):

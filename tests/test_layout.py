@@ -15,7 +15,7 @@ README = ROOT / "README.md"
 LEVELS = [
     {"schema", "errors", "config"},
     {"prompts", "parsers", "metrics", "bloom", "decoding", "weights", "grounding", "spans", "windows"}
-    | {"files", "textfiles", "rows", "readers", "tables", "exports", "store"},
+    | {"files", "textfiles", "rows", "readers", "tables", "exports", "store", "queue"},
     {"pipeline", "remote"},
     {"registry"},
     {"language", "entities"},
@@ -24,7 +24,19 @@ LEVELS = [
     {"cluster"},
     {"evaluation"},
 ]
-EDGES = {"streamlit", "fastapi", "ui", "api", "plots", "pages", "training", "benchmarks", "streamlit_app", "tests"}
+EDGES = {
+    "streamlit",
+    "fastapi",
+    "ui",
+    "api",
+    "gateway",
+    "plots",
+    "pages",
+    "training",
+    "benchmarks",
+    "streamlit_app",
+    "tests",
+}
 CORE = sorted(path.stem for path in (ROOT / "chains").glob("*.py") if path.stem not in {"__init__", "__main__"})
 
 
@@ -75,7 +87,7 @@ def test_no_core_modules_import_each_other_in_a_circle():
 @pytest.mark.parametrize(
     "module",
     ["schema", "errors", "config", "prompts", "parsers", "spans", "windows", "textfiles", "rows", "readers", "tables"]
-    + ["files", "exports", "store", "remote"],
+    + ["files", "exports", "store", "remote", "queue"],
 )
 def test_modules_that_know_no_model_import_neither_torch_nor_transformers(module):
     path = ROOT / "chains" / f"{module}.py"
