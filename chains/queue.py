@@ -197,7 +197,8 @@ class Queue:
             return [(first, first.waiting.popleft()) for _ in range(len(first.waiting))]
         is_attended = first.caller.lane == "interactive" or now - self._attended < ATTENDED_S
         aim_s = PART_S if is_attended else ALONE_S
-        size = max(MIN_PART, int(aim_s / self._pace_s.get(first.kind, PART_S / MIN_PART)))
+        pace_s = self._pace_s.get(first.kind)
+        size = max(MIN_PART, int(aim_s / pace_s)) if pace_s else MIN_PART
         part: Part = []
         givers = deque(call for call in calls if call.joins(first))
         while givers and len(part) < size:
