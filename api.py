@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, Self, TypeVar, cast
@@ -52,6 +52,7 @@ MAX_BODY_BYTES = 4_000_000  # JSON may take twelve bytes for a character
 MAX_FILE_BYTES = 200_000_000  # with its form, as in the dashboard
 MAX_SHOTS = 6
 MAX_CALLERS = 64  # requests that ask the model at once: each has a thread
+BLOCK_BYTES = 1 << 16
 TIMEOUT_S = 60.0
 MAX_TIMEOUT_S = 600.0
 RETRY_LOAD_S = 30.0
@@ -93,6 +94,8 @@ class Texts(BaseModel, extra="forbid"):
         if not 1 <= len(self.all) <= MAX_TEXTS:
             raise ValueError(f"{len(self.all):,} texts were sent: expected 1 to {MAX_TEXTS}; POST /jobs takes files")
         for number, text in enumerate(self.all, 1):
+            if any("\ud800" <= char <= "\udfff" for char in text):
+                raise ValueError(f"text {number} holds half a character (a lone surrogate): expected Unicode text")
             if len(text) > MAX_CHARACTERS:
                 raise ValueError(f"text {number} has {len(text):,} characters: expected at most {MAX_CHARACTERS:,}")
         if (total := sum(map(len, self.all))) > MAX_ALL_CHARACTERS:
@@ -274,6 +277,7 @@ class Pipe(io.RawIOBase):
     """A file that one thread writes and another reads in blocks, a few of which it holds; for files of any size."""
 
     def __init__(self) -> None:
+        self._block = bytearray()
         self._blocks: queue.Queue[bytes | Exception] = queue.Queue(maxsize=8)
         self._is_left = threading.Event()
 
@@ -283,7 +287,10 @@ class Pipe(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         """Waits for the reader; raises ``BrokenPipeError`` when there is none any more."""
-        self._put(bytes(data))
+        self._block += data
+        if len(self._block) >= BLOCK_BYTES:
+            self._put(bytes(self._block))
+            self._block.clear()
         return len(data)
 
     def _put(self, block: bytes | Exception) -> None:
@@ -300,12 +307,13 @@ class Pipe(io.RawIOBase):
 
         def run() -> None:
             try:
-                with io.BufferedWriter(self, 1 << 16) as target:
-                    write(cast(BinaryIO, target))
-            except BrokenPipeError:
-                return
+                write(cast(BinaryIO, self))
+                end: list[bytes | Exception] = [bytes(self._block), b""] if self._block else [b""]
             except Exception as error:
-                self._put(error)
+                end = [error]
+            with suppress(BrokenPipeError):
+                for block in end:
+                    self._put(block)
 
         threading.Thread(target=run, name="bloom-lens-export", daemon=True).start()
         try:
@@ -315,12 +323,6 @@ class Pipe(io.RawIOBase):
                 yield block
         finally:
             self._is_left.set()
-
-    def close(self) -> None:
-        """End the file."""
-        if not self.closed:
-            super().close()
-            self._put(b"")
 
 
 def add_routes(app: FastAPI) -> None:

@@ -156,7 +156,7 @@ def test_entities_are_those_of_the_chain_with_counts(client, tiny_model):
         ({"text": "a", "shots": 7}, "less than or equal to 6"),
         ({"text": "a", "timeout_s": 0}, "greater than 0"),
         ({"text": "a", "model": "bloomz-7b1"}, "Extra inputs are not permitted"),
-        ({"text": "\ud800"}, "body.text"),
+        ({"text": "\ud800"}, "text 1 holds half a character"),
         ("{", "JSON decode error"),
     ],
 )
@@ -287,7 +287,6 @@ def test_it_is_ready_when_the_model_has_answered_and_not_before(environment, tin
 
 
 def test_too_many_callers_are_told_when_to_come_back(client, gate, monkeypatch):
-    client.server.config.loaded_app  # noqa: B018
     monkeypatch.setattr("chains.queue.MAX_WAITING", 4)
     gate.clear()
     with ThreadPoolExecutor() as pool:
@@ -298,8 +297,6 @@ def test_too_many_callers_are_told_when_to_come_back(client, gate, monkeypatch):
         response = client.post("/language-detection", json={"text": "e"})
         check_problem(response, 503, "4 texts or parts of texts wait for the model")
         assert int(response.headers["Retry-After"]) >= 1
-        late = client.post("/language-detection", json={"text": "", "timeout_s": 0.05})
-        assert late.status_code == 200, "an empty text asks no model"
         gate.set()
         assert {first.result(10).status_code, waiting.result(10).status_code} == {200}
 
@@ -425,7 +422,9 @@ def test_dashboard_and_rest_share_a_process_that_ends_when_it_is_told_to(tmp_pat
         port = listener.getsockname()[1]
     environment = os.environ | {"BLOOM_LENS_DATA": str(tmp_path), "BLOOM_LENS_MODEL": str(tiny_folder)}
     command = [sys.executable, "-m", "uvicorn", "api:app", "--port", str(port)]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
 
@@ -433,7 +432,8 @@ def test_dashboard_and_rest_share_a_process_that_ends_when_it_is_told_to(tmp_pat
                 try:
                     return client.get("/health").status_code == 200
                 except httpx.TransportError:
-                    assert process.poll() is None, process.stdout.read().decode()
+                    assert process.poll() is None, log.read_text()
+                    time.sleep(0.2)
                     return False
 
             wait_until(is_ready, 60)
@@ -447,7 +447,7 @@ def test_dashboard_and_rest_share_a_process_that_ends_when_it_is_told_to(tmp_pat
             assert process.wait(20) in (0, -signal.SIGTERM)
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
     engine = sa.create_engine(f"sqlite:///{tmp_path / 'jobs.db'}")
     with engine.connect() as connection:
         state, worker, done = connection.execute(sa.text("SELECT state, worker, done FROM jobs")).one()

@@ -203,12 +203,12 @@ def test_a_model_that_nobody_holds_any_more_is_let_go(monkeypatch):
         def run(self, prompts, options):
             return prompts
 
-    model = Model()
-    model.queue, gone = Queue(model.run), weakref.ref(model)
-    assert ask(model.queue, ["a"]) == ["a"]
-    wait_until(lambda: model.queue._worker is None)
-    assert ask(model.queue, ["b"]) == ["b"], "it begins again"
-    del model
+    models = [Model()]
+    models[0].queue, gone = Queue(models[0].run), weakref.ref(models[0])
+    assert ask(models[0].queue, ["a"]) == ["a"]
+    wait_until(lambda: models[0].queue._worker is None)
+    assert ask(models[0].queue, ["b"]) == ["b"], "it begins again"
+    models.clear()
     time.sleep(0.1)
     wait_until(lambda: gc.collect() >= 0 and gone() is None)
 
