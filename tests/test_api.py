@@ -95,6 +95,11 @@ def gate(tiny_model, monkeypatch):
         assert gate.wait(20)
         return run(prompts, options)
 
+    def shut():
+        gate.entered = threading.Semaphore(0)
+        gate.clear()
+
+    gate.shut = shut
     gate.set()
     monkeypatch.setattr(queue, "run", hold)
     yield gate
@@ -231,7 +236,7 @@ def test_a_file_that_cannot_be_read_is_a_problem_and_leaves_nothing(client, tmp_
 
 
 def test_results_stand_ready_when_the_job_is_done_or_in_part_before(client, gate):
-    gate.clear()
+    gate.shut()
     id = upload(client).json()["id"]
     check_problem(client.get(f"/jobs/{id}/result"), 409, "0 of 3 rows are done")
     part = client.get(f"/jobs/{id}/result", params={"partial": "true"})
@@ -288,7 +293,7 @@ def test_it_is_ready_when_the_model_has_answered_and_not_before(environment, tin
 
 def test_too_many_callers_are_told_when_to_come_back(client, gate, monkeypatch):
     monkeypatch.setattr("chains.queue.MAX_WAITING", 4)
-    gate.clear()
+    gate.shut()
     with ThreadPoolExecutor() as pool:
         first = pool.submit(client.post, "/language-detection", json={"text": "first"})
         assert gate.entered.acquire(timeout=10)
@@ -302,7 +307,7 @@ def test_too_many_callers_are_told_when_to_come_back(client, gate, monkeypatch):
 
 
 def test_an_answer_that_would_come_too_late_is_given_up(client, gate):
-    gate.clear()
+    gate.shut()
     response = client.post("/entity-recognition", json={"text": TEXT, "timeout_s": 0.05})
     check_problem(response, 503, "until the deadline")
     assert "Retry-After" in response.headers
@@ -310,7 +315,7 @@ def test_an_answer_that_would_come_too_late_is_given_up(client, gate):
 
 
 def test_what_a_client_that_left_has_asked_is_dropped(client, gate, tiny_model):
-    gate.clear()
+    gate.shut()
     asked = {"text": [f"text {number}" for number in range(40)]}
     left = 'bloom_lens_requests_total{method="POST",path="/language-detection",status="499"}'
     before = figure(client, left)
@@ -323,7 +328,7 @@ def test_what_a_client_that_left_has_asked_is_dropped(client, gate, tiny_model):
 
 
 def test_a_text_overtakes_a_file(client, gate, tiny_model):
-    gate.clear()
+    gate.shut()
     rows = "".join(f"text number {number}\n" for number in range(200))
     id = upload(client, "text\n" + rows).json()["id"]
     assert gate.entered.acquire(timeout=10)
@@ -339,7 +344,7 @@ def test_shutting_down_answers_what_was_asked_and_leaves_jobs_to_the_next(enviro
         with serving() as client:
             wait_until(lambda: client.get("/health").status_code == 200)
             rows = "".join(f"text number {number}\n" for number in range(200))
-            gate.clear()
+            gate.shut()
             id = upload(client, "text\n" + rows).json()["id"]
             assert gate.entered.acquire(timeout=10)
             asked = pool.submit(client.post, "/language-detection", json={"text": TEXT})

@@ -251,7 +251,7 @@ def test_answers_of_many_threads_are_those_of_one():
     model = load("embedded")
     with (Path(__file__).parent.parent / "pages" / "sample.csv").open(encoding="utf-8-sig") as file:
         samples = [row["text"] for row in csv.DictReader(file)]
-    texts = [f"{a[:30]} {b[-20:]}" for a in samples for b in samples[:7]][:200]
+    texts = [f"{a[:24]} {b[-10:]}" for a in samples for b in samples[:7]][:200]
     expected = [to_record(one) for one in analysis.analyse(texts, model)]
     sizes = [1, 1, 2, 1, 5, 17, 1]
     portions, place = [], 0
