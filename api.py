@@ -261,13 +261,8 @@ async def ask(request: Request, timeout_s: float, work: Callable[[Model], Answer
 
 
 def owned_job(id: str, request: Request) -> Job:
-    """The job, if there is one that the caller may see."""
-    job = ui.get_jobs().store.get_job(id)
-    if job is None or job.owner not in ("", request.state.owner):
-        raise HTTPException(
-            404, f"There is no job {id[:64]!r}: expected the id that POST /jobs gave, of a job not deleted."
-        )
-    return job
+    """The job; raises ``MissingError`` if there is none that the caller may see."""
+    return ui.get_jobs().status(id, request.state.owner)
 
 
 OwnedJob = Annotated[Job, Depends(owned_job)]

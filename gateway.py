@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chains.config import Settings
-from chains.errors import BusyError, ChainError, ModelError, ReplyError, StoreError
+from chains.errors import BusyError, ChainError, MissingError, ModelError, ReplyError, StoreError
 
 __all__ = ["METRICS", "OPEN", "Gateway", "Problem", "Rate", "first_part", "handle_errors", "problem", "set_up_log"]
 
@@ -37,7 +37,7 @@ REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 CLIENT_LEFT = 499  # nginx's number, which HTTP has no word for
 TOO_LARGE = "The request has more than the {:,} bytes that may be sent here. See /docs for the limits."
 MAX_CALLERS = 10_000  # whose rate is remembered
-STATUS = {BusyError: 503, ModelError: 503, StoreError: 503, ReplyError: 502, ChainError: 422}
+STATUS = {MissingError: 404, BusyError: 503, ModelError: 503, StoreError: 503, ReplyError: 502, ChainError: 422}
 
 METRICS = CollectorRegistry()
 ProcessCollector(registry=METRICS)

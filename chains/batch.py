@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from chains.errors import ChainError, StoreError, TableError
+from chains.errors import ChainError, MissingError, StoreError, TableError
 from chains.exports import to_record, write_results
 from chains.files import written_whole
 from chains.prompts import load_task
@@ -234,11 +234,11 @@ class Jobs:
         """The jobs that ``owner`` may see (``None``: all), newest first."""
         return self.store.list_jobs(owner=owner)
 
-    def status(self, id: str) -> Job:
-        """Where the job stands now."""
+    def status(self, id: str, owner: str | None = None) -> Job:
+        """Where the job stands now; one that ``owner`` may not see (``None``: all) does not exist."""
         job = self.store.get_job(id)
-        if job is None:
-            raise ChainError(f"There is no job {id!r}: it was deleted, or it belongs to another database.")
+        if job is None or (owner is not None and job.owner not in ("", owner)):
+            raise MissingError(f"There is no job {id!r}: it was deleted, or it belongs to another database.")
         return job
 
     def stop(self, id: str) -> None:

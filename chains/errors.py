@@ -4,13 +4,23 @@ ChainError              anything below; edges (pages, command line) catch only t
 ├── TaskError           a task file breaks its rules
 ├── ModelError          a model cannot be found, loaded or run
 ├── ReplyError          a reply could not be read; keeps the reply
+├── MissingError         there is no such job
 ├── TableError          a table of texts or a gold set cannot be read
 └── StoreError          the database of jobs cannot be reached or written
 
 Every message says what happened, what was expected and what to do.
 """
 
-__all__ = ["BusyError", "ChainError", "ModelError", "ReplyError", "StoreError", "TableError", "TaskError"]
+__all__ = [
+    "BusyError",
+    "ChainError",
+    "MissingError",
+    "ModelError",
+    "ReplyError",
+    "StoreError",
+    "TableError",
+    "TaskError",
+]
 
 
 class ChainError(Exception):
@@ -39,6 +49,10 @@ class BusyError(ChainError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class MissingError(ChainError):
+    """There is no such job, or not for whoever asks."""
 
 
 class TableError(ChainError):

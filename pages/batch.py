@@ -410,7 +410,7 @@ st.session_state.job = job_id = st.query_params.get("job")
 try:
     others = [job for job in ui.get_jobs().list(owner="") if job.id != job_id]
     if job_id:
-        show_job(ui.get_jobs().status(job_id))
+        show_job(ui.get_jobs().status(job_id, owner=""))
     else:
         show_upload()
     if others:

@@ -466,6 +466,15 @@ def test_an_unknown_id_is_an_error(jobs, method):
         list(getattr(jobs, method)("../etc", *arguments) or [])
 
 
+def test_a_job_is_there_for_its_owner_and_for_those_who_see_all(jobs, table):
+    own, open_to_all = (jobs.submit(table, "text", "fake", owner=owner) for owner in ("ana", ""))
+    for id, owner in ((own, "ana"), (own, None), (open_to_all, "ana"), (open_to_all, ""), (open_to_all, None)):
+        assert jobs.status(id, owner).id == id
+    for owner in ("bo", ""):
+        with pytest.raises(ChainError, match="There is no job"):
+            jobs.status(own, owner)
+
+
 def test_a_missing_text_column_is_an_error_and_makes_no_job(jobs, table):
     with pytest.raises(TableError, match="There is no column 'txt'"):
         jobs.submit(table, "txt", "fake")
