@@ -1,9 +1,9 @@
 """A queue in front of one model: one worker thread answers the calls of all threads, several of them in one batch.
 
 Calls that somebody waits for (``interactive``: a page, a request) go before those of a job (``batch``), which come in
-parts of about a second, so a single text never waits behind a file; and a job gets its turn every few seconds however
-many others ask. Calls of one kind are joined: every call gives the next part as many prompts as the others, so a short
-one is not held up by a long one. Knows nothing of models: prompts in, replies out.
+parts of about half a second, so a single text never waits behind a file; and a job gets its turn every few seconds
+however many others ask. Calls of one kind are joined: every call gives the next part as many prompts as the others, so
+a short one is not held up by a long one. Knows nothing of models: prompts in, replies out.
 
 Who asks, how long they wait and whether they still do is a ``Caller``, which belongs to the context, not to the call:
 what lies between an edge and the model (chains, LangChain) passes it on without knowing of it.
@@ -28,7 +28,7 @@ Lane = Literal["interactive", "batch"]
 Run = Callable[[list[str], dict[str, Any]], list[Any]]
 
 MAX_WAITING = 1024  # prompts of interactive calls; a call that finds so many and is limited is refused
-PART_S = 1.0  # how long a part should take: the longest wait of a call that comes next
+PART_S = 0.5  # how long a part should take: the longest wait of a call that comes next
 ALONE_S = 5.0  # the same for a job while nobody else asks: larger parts are faster
 ATTENDED_S = 60.0  # for so long after an interactive call another one is expected
 MIN_PART = 8  # prompts
@@ -71,7 +71,7 @@ class Caller:
             answer.cancel()
         if self.has_left:
             raise CancelledError("The caller has left.")
-        raise BusyError("The model had no time for this until the deadline: ask for less, or try again later.", PART_S)
+        raise BusyError("The model had no time for this until the deadline: ask for less, or try again later.", 1.0)
 
 
 CALLER: ContextVar[Caller] = ContextVar("caller", default=Caller())  # noqa: B039  # nobody can make the default leave
@@ -230,7 +230,7 @@ class Queue:
 
     def _seconds(self, calls: Sequence[Call]) -> float:
         """About how long the model is busy with what waits of ``calls``."""
-        return PART_S + sum(len(call.waiting) * self._pace_s.get(call.kind, 0.0) for call in calls)
+        return max(1.0, sum(len(call.waiting) * self._pace_s.get(call.kind, 0.0) for call in calls))
 
 
 def asked_by() -> Caller:

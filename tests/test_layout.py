@@ -141,6 +141,12 @@ def test_importing_the_package_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_the_dashboard_alone_loads_nothing_of_rest():
+    program = "import sys, ui; print({'fastapi', 'prometheus_client', 'api', 'gateway'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 def test_the_model_is_imported_without_what_only_other_models_need():
     program = "import sys, chains.pipeline; print({'scipy', 'sklearn'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
