@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from chains.config import Settings, load_settings
+from chains.errors import ChainError
 
 
 @pytest.mark.parametrize(
@@ -40,3 +41,22 @@ def test_the_process_environment_is_the_default(monkeypatch):
 def test_settings_cannot_be_changed():
     with pytest.raises(AttributeError):
         Settings().data_folder = Path("other")
+
+
+def test_tokens_and_rate_are_read():
+    digests = "a" * 64, "B" * 64
+    settings = load_settings({"BLOOM_LENS_TOKENS": f"ana:{digests[0]}, bo:{digests[1]}", "BLOOM_LENS_RATE": "60"})
+    assert settings.tokens == {"ana": "a" * 64, "bo": "b" * 64} and settings.requests_per_minute == 60
+    assert "aaaa" not in repr(settings)
+
+
+@pytest.mark.parametrize("words", ["my-token", "ana:my-token", f"ana:{'a' * 64},ana:{'b' * 64}", f"ana:{'a' * 63}"])
+def test_tokens_that_cannot_be_read_are_an_error_that_does_not_show_them(words):
+    with pytest.raises(ChainError, match="expected 'name:hash'") as caught:
+        load_settings({"BLOOM_LENS_TOKENS": words})
+    assert "my-token" not in str(caught.value)
+
+
+def test_a_rate_that_is_no_number_is_an_error():
+    with pytest.raises(ChainError, match="'fast': expected a number of requests per minute"):
+        load_settings({"BLOOM_LENS_RATE": "fast"})
