@@ -1,6 +1,5 @@
 """Gold files for training and measuring, in the formats of ``chains.evaluation``; knows nothing of models."""
 
-import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -80,8 +79,3 @@ def without_repeats(examples: Iterable[Example], held_out: Iterable[str]) -> lis
             seen.add((example.task, key))
             kept.append(example)
     return kept
-
-
-def write_line(row: dict[str, object]) -> bytes:
-    """A row as a line of JSON Lines."""
-    return json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"

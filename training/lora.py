@@ -230,12 +230,12 @@ class Training:
         content = [asdict(recipe), self.revision, self.steps, [item.ids for item in self.items]]
         self.digest = sha256(json.dumps(content).encode()).hexdigest()
         torch.manual_seed(recipe.seed)
+        bloom.name_or_path = info.source  # what PEFT writes down as the base
         config = LoraConfig(
             r=recipe.rank,
             lora_alpha=recipe.alpha,
             lora_dropout=recipe.dropout,
             target_modules=TARGETS,
-            base_model_name_or_path=info.source,
             task_type="CAUSAL_LM",
         )
         self.adapted = get_peft_model(bloom.to(self.device), config)

@@ -96,16 +96,20 @@ def label_beginnings(pretrained: str) -> tuple[list[str], dict[str, list[int]]]:
 
 def language_results(row: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, tuple[str, str]]:
     """Gold and predicted label of a row, once for each metric."""
+    detection = ScoreParser(task=LANGUAGE).parse(json.dumps(label_scores(row, results)))
+    pair = (row["gold"], detection.language)
+    return {"accuracy": pair, "macro_f1": pair}
+
+
+def label_scores(row: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
+    """Label word → log-probability in nats, given that the reply is a label."""
     tokens: dict[str, list[int]] = json.loads(row["tokens"])
     sums = [logprob for logprob, _ in results]
     paths = []
     for places in tokens.values():
         before = [0.0, *(sums[place] for place in places[:-1])]
         paths.append([(str(place), sums[place] - start) for place, start in zip(places, before, strict=True)])
-    scores = dict(zip(tokens, fork_scores(paths), strict=True))
-    detection = ScoreParser(task=LANGUAGE).parse(json.dumps(scores))
-    pair = (row["gold"], detection.language)
-    return {"accuracy": pair, "macro_f1": pair}
+    return dict(zip(tokens, fork_scores(paths), strict=True))
 
 
 def entity_results(row: dict[str, Any], results: list[str]) -> dict[str, Any]:
