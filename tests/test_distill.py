@@ -10,8 +10,8 @@ from tests.test_remote import Server, completion
 from training.distill import distill, judge_language, main
 from training.gold import read_examples
 
-WORDS = ("english", "español", "française", "other")
-LABELS = load_task("language")
+# The labels, and the words by which a server is asked whether it can score any.
+WORDS = ("english", "español", "française", "other", "early", "late")
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def serve():
             choices = []
             for prompt in body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]:
                 if body.get("echo"):
-                    word = next((word for word in WORDS if prompt.endswith(word)), prompt[-3:])
+                    word = next(word for word in WORDS if prompt.endswith(word))
                     head = prompt.removesuffix(word)
                     text = head.rpartition("\n<")[2].removesuffix(">(")
                     score = language(text, is_in_order(prompt, "language")).get(word, -9.0)
@@ -76,7 +76,7 @@ REPLIES = {
 
 
 def test_only_grounded_answers_on_which_two_shot_orders_agree_are_kept(serve, tmp_path):
-    server = serve(entities=lambda text, in_order: REPLIES[text][0 if in_order else 1])
+    server = serve(entities=lambda text, in_order: REPLIES.get(text, ("none", "none"))[0 if in_order else 1])
     texts = tmp_path / "raw.txt.gz"
     texts.write_bytes(gzip.compress("\n".join([*REPLIES, "", "ana, left LIMA"]).encode()))
     counts = distill(server.name, "entities", [texts], tmp_path / "gold.jsonl")
@@ -119,7 +119,7 @@ def test_without_probabilities_unknown_is_no_answer(language, kept):
 
 
 def test_given_again_it_goes_on_and_asks_nothing_twice(serve, tmp_path):
-    server = serve(entities=lambda text, in_order: REPLIES[text][0 if in_order else 1])
+    server = serve(entities=lambda text, in_order: REPLIES.get(text, ("none", "none"))[0 if in_order else 1])
     texts, out = tmp_path / "raw.txt", tmp_path / "gold.jsonl"
     texts.write_text("\n".join(REPLIES), encoding="utf-8")
     assert distill(server.name, "entities", [texts], out, limit=2).total() == 2
