@@ -337,3 +337,10 @@ def test_the_recipes_defaults_are_the_command_lines(monkeypatch, gold, tmp_path)
     monkeypatch.setattr(lora, "train", lambda model, recipe, *_, **__: seen.append(recipe) or {"before": {}})
     main(["--model", "x", "--data", "a", "--eval", "b", "--out", "c"])
     assert seen == [Recipe()]
+
+
+@pytest.mark.parametrize("option", [["--batch", "0"], ["--rank", "0"], ["--eval-every", "-1"]])
+def test_a_count_below_one_is_wrong_use(gold, tmp_path, capsys, option):
+    with pytest.raises(SystemExit) as caught:
+        main([*command("embedded", gold, tmp_path / "run"), *option])
+    assert caught.value.code == 2 and "must be at least 1" in capsys.readouterr().err

@@ -37,6 +37,7 @@ from chains.grounding import Markup, Node, reply_graph
 from chains.pipeline import make_llm
 from chains.prompts import load_task, to_prompt_text
 from chains.registry import Model, ModelInfo, find_model, load, load_weights
+from chains.remote import PREFIX
 from chains.schema import Mention
 from chains.weights import choose_dtype
 from training.gold import Example, read_examples, tasks_of, without_repeats
@@ -44,6 +45,7 @@ from training.mini import IGNORED, attention_bias, hidden_states
 
 TARGETS = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 LOSS_ROWS = 256  # replies' tokens whose logits, 250,880 each with BLOOM's vocabulary, are in memory at once
+COUNTS = ("rank", "alpha", "batch", "context", "epochs", "eval_every", "eval_limit", "checkpoint_every")
 MAIN_SCORE = {"language": "accuracy", "entities": "micro_f1"}
 
 
@@ -52,7 +54,7 @@ class Recipe:
     """All that shapes a training besides model and data; stored with the adapter."""
 
     rank: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
     dropout: float = 0.05
     learning_rate: float = 2e-4
     warmup_share: float = 0.05
@@ -224,6 +226,8 @@ class Training:
             raise TableError("Nothing is left to learn from. Give other files as --data, or a larger --context.")
         wanted = random.Random(recipe.seed).sample(measured, min(len(measured), recipe.eval_limit))
         self.measured = self.encoder.pack(self.encoder.items(wanted), random.Random(0))
+        if not self.measured:
+            raise TableError("Nothing is left to measure with. Give other files as --eval, or a larger --context.")
         per_epoch = math.ceil(len(self.encoder.pack(self.items, random.Random(f"{recipe.seed}/0"))) / recipe.batch)
         self.steps = recipe.steps or per_epoch * recipe.epochs
         # Which training a checkpoint belongs to.
@@ -320,7 +324,7 @@ class Training:
 
     def write_adapter(self, folder: Path) -> None:
         """Write the adapter as PEFT does, and the recipe beside it."""
-        self.adapted.save_pretrained(folder)
+        self.adapted.save_pretrained(str(folder))
         about = {"base": self.info.name, "base_revision": self.revision[:8], "steps": self.steps, **asdict(self.recipe)}
         (folder / RECIPE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
@@ -343,7 +347,7 @@ def train(
     from torch.utils.tensorboard import SummaryWriter
 
     info = find_model(model)
-    if info.adapter or model.startswith("openai:"):
+    if info.adapter or model.startswith(PREFIX):
         raise ModelError(f"{model!r} cannot be trained: give a BLOOM of this machine or the Hub, without an adapter.")
     out.mkdir(parents=True, exist_ok=True)
     saved, log = out / "checkpoint.pt", out / "log.jsonl"
@@ -460,6 +464,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not chosen.merge and not (chosen.data and chosen.eval and chosen.out):
         parser.error("give --data, --eval and --out, or --merge")
     recipe = Recipe(**{name: getattr(chosen, name) for name in defaults})
+    for name in COUNTS:
+        if getattr(recipe, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, not {getattr(recipe, name)}")
     try:
         if chosen.merge:
             merge(chosen.model, chosen.merge)
