@@ -123,6 +123,66 @@ def plus(layer: nn.Module, x: torch.Tensor, residual: torch.Tensor) -> torch.Ten
     return layer.plus(x, residual) if isinstance(layer, PackedLinear) else residual + layer(x)
 
 
+class Asking:
+    """New tokens whose queries attend to the prefix and to their own row.
+
+    ``spots`` are their rows in ``buffer`` (rows, heads, capacity, head_dim) and their places there, row by row.
+    """
+
+    def __init__(
+        self, decoder: "Decoder", prefix: Prefix, buffer: torch.Tensor, spots: Sequence[tuple[int, int]]
+    ) -> None:
+        self.prefix = prefix
+        self.rows, self.heads, capacity, _ = buffer.shape
+        counts = [0] * self.rows
+        offsets = []
+        for number, _ in spots:
+            offsets.append(counts[number])
+            counts[number] += 1
+        self.width = max(counts)
+        device, slopes = decoder.device, decoder.slopes[:, None, None]
+        row, place = torch.tensor(spots, device=device).T
+        offset, head = torch.tensor(offsets, device=device), torch.arange(self.heads, device=device)
+        # Where each (token, head) stands in (rows, heads, width) and in (rows, heads, capacity), both as one dimension:
+        # copying by one index costs a fraction of copying by several.
+        self.padded = ((row[:, None] * self.heads + head) * self.width + offset[:, None]).flatten()
+        self.slots = ((row[:, None] * self.heads + head) * capacity + place[:, None]).flatten()
+        self.is_even = len(spots) == self.rows * self.width
+        last = torch.zeros(self.rows, self.width, dtype=place.dtype, device=device)
+        last[row, offset] = place
+        positions = torch.arange(capacity, device=device)
+        is_future = positions > last[..., None]  # (rows, width, capacity)
+        self.bias = slopes * (prefix.length + positions) + MASKED * is_future[:, None]  # (rows, heads, width, capacity)
+        self.alibi = slopes * torch.arange(prefix.length + 1, device=device)  # (heads, 1, prefix + 1)
+
+    def attend(self, query: torch.Tensor, layer: int, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """What the queries (tokens, heads, head_dim) read in a layer: (tokens, heads × head_dim)."""
+        scores = self._pad(query) @ keys.transpose(2, 3) + self.bias
+        weights = F.softmax(scores, -1)
+        own = weights.to(query.dtype) @ values
+        # The log of the sum of exponentials, by the largest of each row: logsumexp computes them all again.
+        total = scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log()
+        # One product per head for the tokens of all rows: the prefix is read once, whatever the batch.
+        past = query.transpose(0, 1) @ self.prefix.keys[layer].transpose(1, 2) + self.alibi
+        past[..., -1] = self._unpad(total)[..., 0].T
+        weights = F.softmax(past, -1).to(query.dtype)
+        mixed = (weights @ self.prefix.values[layer]).transpose(0, 1)
+        return torch.addcmul(mixed, weights[..., -1:].transpose(0, 1), self._unpad(own)).flatten(1)
+
+    def _pad(self, values: torch.Tensor) -> torch.Tensor:
+        """(tokens, heads, n) → (rows, heads, width, n)."""
+        if self.width == 1 and self.is_even:
+            return values[:, :, None]
+        padded = values.new_zeros(self.rows * self.heads * self.width, values.shape[2])
+        return padded.index_copy_(0, self.padded, values.flatten(0, 1)).view(self.rows, self.heads, self.width, -1)
+
+    def _unpad(self, values: torch.Tensor) -> torch.Tensor:
+        """(rows, heads, width, n) → (tokens, heads, n)."""
+        if self.width == 1 and self.is_even:
+            return values[:, :, 0]
+        return values.flatten(0, 2).index_select(0, self.padded).view(-1, self.heads, values.shape[3])
+
+
 class Decoder:
     """Runs a loaded ``BloomForCausalLM``; not safe for several threads at once."""
 
@@ -170,8 +230,8 @@ class Decoder:
         """Append each row's tokens (at least one), beginning with row ``first``; last hidden states (wanted, hidden).
 
         The new tokens of all rows stand one after another, without padding, wherever each is for itself; only their
-        attention to their own row is padded to (rows, width). ``wanted`` are places in that sequence, by default of
-        each row's last token.
+        attention to their own row is padded to (rows, width). ``wanted`` are places in that sequence, ascending, by
+        default of each row's last token; the last layer computes no others.
         """
         counts = [len(row) for row in tokens]
         before = rows.lengths[first : first + len(tokens)]
@@ -179,63 +239,30 @@ class Decoder:
         rows.fit(max([*rows.lengths, *after]) if first else max(after))
         keys, values = ([buffer[first : first + len(tokens)] for buffer in part] for part in (rows.keys, rows.values))
         rows.lengths[first : first + len(tokens)] = after
+        if wanted is None:
+            wanted = [end - 1 for end in accumulate(counts)]
 
         ids = torch.tensor([token for row in tokens for token in row], device=self.device)
-        row = torch.tensor([number for number, count in enumerate(counts) for _ in range(count)], device=self.device)
-        offset = torch.tensor([number for count in counts for number in range(count)], device=self.device)
-        place = torch.tensor(before, device=self.device)[row] + offset
-        width, capacity, shared = max(counts), keys[0].shape[2], rows.prefix.length
-        head = torch.arange(self.heads, device=self.device)
-        # Where each (token, head) stands in (rows, heads, width) and in (rows, heads, capacity), both as one dimension:
-        # copying by one index costs a fraction of copying by several.
-        spots = ((row[:, None] * self.heads + head) * width + offset[:, None]).flatten()
-        slots = ((row[:, None] * self.heads + head) * capacity + place[:, None]).flatten()
-
-        def pad(values: torch.Tensor) -> torch.Tensor:
-            """(tokens, heads, n) → (rows, heads, width, n)."""
-            if width == 1:
-                return values[:, :, None]
-            padded = values.new_zeros(len(tokens) * self.heads * width, values.shape[2])
-            return padded.index_copy_(0, spots, values.flatten(0, 1)).view(len(tokens), self.heads, width, -1)
-
-        def unpad(values: torch.Tensor) -> torch.Tensor:
-            """(rows, heads, width, n) → (tokens, heads, n)."""
-            if width == 1:
-                return values[:, :, 0]
-            return values.flatten(0, 2).index_select(0, spots).view(len(ids), self.heads, -1)
-
-        slopes = self.slopes[:, None, None]
-        alibi = slopes * torch.arange(shared + 1, device=self.device)  # (heads, 1, shared + 1)
-        positions = torch.arange(capacity, device=self.device)
-        last = torch.tensor(before, device=self.device)[:, None] + torch.arange(width, device=self.device)
-        is_future = positions > last[..., None]  # (rows, width, capacity)
-        bias = slopes * (shared + positions) + MASKED * is_future[:, None]  # (rows, heads, width, capacity)
-
+        spots = [(row, before[row] + offset) for row, count in enumerate(counts) for offset in range(count)]
+        all_asking = Asking(self, rows.prefix, keys[0], spots)
+        asking = Asking(self, rows.prefix, keys[0], [spots[place] for place in wanted])
         x = self.bloom.word_embeddings_layernorm(self.bloom.word_embeddings(ids))  # (tokens, hidden)
         for layer, block in enumerate(self.blocks):
             attention = block.self_attention
             fused = attention.query_key_value(block.input_layernorm(x)).view(len(ids), self.heads, 3, self.head_dim)
             query, key, value = fused.unbind(2)  # each (tokens, heads, head_dim)
-            keys[layer].view(-1, self.head_dim).index_copy_(0, slots, key.flatten(0, 1))
-            values[layer].view(-1, self.head_dim).index_copy_(0, slots, value.flatten(0, 1))
+            keys[layer].view(-1, self.head_dim).index_copy_(0, all_asking.slots, key.flatten(0, 1))
+            values[layer].view(-1, self.head_dim).index_copy_(0, all_asking.slots, value.flatten(0, 1))
             query = query * attention.inv_norm_factor
-            scores = pad(query) @ keys[layer].transpose(2, 3) + bias
-            weights = F.softmax(scores, -1)
-            own = weights.to(self.dtype) @ values[layer]
-            # The log of the sum of exponentials, by the largest of each row: logsumexp computes them all again.
-            total = scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log()
-            # One product per head for the tokens of all rows: the prefix is read once, whatever the batch.
-            past = query.transpose(0, 1) @ rows.prefix.keys[layer].transpose(1, 2) + alibi
-            past[..., -1] = unpad(total)[..., 0].T
-            weights = F.softmax(past, -1).to(self.dtype)
-            mixed = (weights @ rows.prefix.values[layer]).transpose(0, 1)
-            mixed = torch.addcmul(mixed, weights[..., -1:].transpose(0, 1), unpad(own))
-            x = plus(attention.dense, mixed.flatten(1), x)
+            if layer < len(self.blocks) - 1:
+                mixed = all_asking.attend(query, layer, keys[layer], values[layer])
+            else:  # the other tokens have given their keys and values, and nobody reads more of them
+                x, query = x[list(wanted)], query[list(wanted)]
+                mixed = asking.attend(query, layer, keys[layer], values[layer])
+            x = plus(attention.dense, mixed, x)
             inner = gelu(block.mlp.dense_h_to_4h, block.post_attention_layernorm(x))
             x = plus(block.mlp.dense_4h_to_h, inner, x)
-        if wanted is None:
-            wanted = [end - 1 for end in accumulate(counts)]
-        return cast(torch.Tensor, self.bloom.ln_f(x[list(wanted)]))
+        return cast(torch.Tensor, self.bloom.ln_f(x))
 
     @torch.inference_mode()
     def score_labels(

@@ -78,7 +78,6 @@ def processes(name):
     return found
 
 
-@pytest.mark.cluster
 def test_two_workers_give_the_very_records_of_the_local_engine(make_jobs, tiny_folder, tmp_path):
     table = make_table(tmp_path, 400)
     local = run(make_jobs("local"), table, str(tiny_folder))
@@ -124,12 +123,10 @@ def engine(serving):
         yield engine
 
 
-@pytest.mark.cluster
-@pytest.mark.parametrize("name", ["MapWorker", "FlatMap"])
+@pytest.mark.parametrize("name", ["MapWorker", pytest.param("FlatMap", marks=pytest.mark.cluster)])
 def test_a_killed_process_costs_nothing_but_time(make_jobs, server, engine, tmp_path, name, monkeypatch, capfd):
-    monkeypatch.setattr(
-        cluster, "WAITING_BYTES", 1_000_000
-    )  # so that much is left to plan when the first chunk is done
+    # So that much is left to plan when the first chunk is done.
+    monkeypatch.setattr(cluster, "WAITING_BYTES", 1_000_000)
     table = make_table(tmp_path, 300, repeats=40_000)
     local = run(make_jobs("local"), table, server.name)
     killed = []
