@@ -204,7 +204,7 @@ def reply_loss(model: BloomForCausalLM, ids: torch.Tensor, targets: torch.Tensor
 
 
 class Training:
-    """One training of adapters: its data, model, optimizer, and how far it has come."""
+    """One training of adapters: its data, model, optimizer, log, and how far it has come."""
 
     def __init__(self, info: ModelInfo, recipe: Recipe, data: Sequence[Path], held_out: Sequence[Path]) -> None:
         from peft import LoraConfig, get_peft_model
@@ -248,6 +248,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.01)
         self.weights = weights
         self.step = 0
+        self.lines: list[dict[str, Any]] = []  # the log
 
     def batches(self) -> Iterator[list[Packed]]:
         """The batches from this step on, without end."""
@@ -298,6 +299,7 @@ class Training:
         state = {
             "digest": self.digest,
             "step": self.step,
+            "lines": self.lines,
             "adapter": get_peft_model_state_dict(self.adapted),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -320,7 +322,7 @@ class Training:
             )
         set_peft_model_state_dict(self.adapted, state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        self.step, self.lines = state["step"], state["lines"]
 
     def write_adapter(self, folder: Path) -> None:
         """Write the adapter as PEFT does, and the recipe beside it."""
@@ -354,18 +356,18 @@ def train(
     if saved.exists() and not resume:
         raise ModelError(f"{str(out)!r} holds a training. Go on with it (--resume), or give another folder.")
     training = Training(info, recipe, data, held_out)
-    lines: list[dict[str, Any]] = []
     if saved.exists():
         training.restore(saved)
-        # What came after the checkpoint comes again.
-        lines = [line for line in map(json.loads, log.read_text().splitlines()) if line["step"] <= training.step]
         print(f"Going on after step {training.step} of {training.steps}.")
+    lines = training.lines
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))  # what came after the checkpoint comes again
 
     with closing(SummaryWriter(str(out / "tensorboard"), purge_step=training.step + 1)) as board:
 
         def note(**values: Any) -> None:
             lines.append({"step": training.step, **values})
-            log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            with log.open("a") as file:
+                file.write(json.dumps(lines[-1]) + "\n")
             print(json.dumps(lines[-1]), flush=True)
             for name, value in {**values, **values.get("scores", {})}.items():
                 if name != "scores":
