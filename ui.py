@@ -225,7 +225,12 @@ def pick_model() -> None:
             help="All run on this machine. Bigger models are slower; the first use of a bloomz model downloads it.",
         )
         if st.session_state.model == FOLDER:
-            st.text_input("Path of a BLOOM checkpoint", key="model_folder", placeholder="/models/my-bloom")
+            st.text_input(
+                "Path of a BLOOM checkpoint",
+                key="model_folder",
+                placeholder="/models/my-bloom",
+                help="Or a model and the folder of a LoRA adapter, as in `bloomz-560m+runs/mine/adapter`.",
+            )
             if _is_server(st.session_state.model_folder):
                 st.error(
                     "A model server cannot be chosen here, where any visitor could send texts to any address. "

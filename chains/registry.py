@@ -3,7 +3,7 @@
 import glob
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,15 @@ from chains.remote import PREFIX, WINDOW_BYTES, RemoteLLM, connect, parse_addres
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
+    from chains.bloom import BloomForCausalLM
     from chains.pipeline import BloomLLM
 
-__all__ = ["EMBEDDED", "MODELS", "Model", "ModelInfo", "RemoteModel", "find_model", "free_memory_bytes", "load"]
+__all__ = [
+    "EMBEDDED", "MODELS", "Model", "ModelInfo", "RemoteModel",
+    "find_model", "free_memory_bytes", "load", "load_weights",
+]  # fmt: skip
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "models" / "bloom-mini"
@@ -34,7 +39,7 @@ WORK_PER_LAYER_BYTE = 0.4
 class ModelInfo:
     """What is known of a model before it is loaded. ``shots`` is the default number of few-shot examples,
     ``window_tokens`` the most tokens of a text that are read at once; ``vocabulary`` of the parameters are rows of the
-    vocabulary matrix, which stays on disk."""
+    vocabulary matrix, which stays on disk. ``adapter`` is the folder of a LoRA adapter to merge into the weights."""
 
     name: str
     source: str
@@ -44,6 +49,7 @@ class ModelInfo:
     shots: int = 3
     window_tokens: int = 512
     vocabulary: int = 0
+    adapter: str | None = None
 
     @property
     def download_bytes(self) -> int:
@@ -107,9 +113,11 @@ class Model:
 
     @property
     def version(self) -> str:
-        """The model's name and the beginning of its weights' fingerprint, with the precision if it is a lower one."""
+        """The model's name and the beginning of its weights' fingerprint (``base+adapter`` where there are two), with
+        the precision if it is a lower one."""
         precision, _, revision = self.llm.revision.rpartition("-")
-        return f"{self.name} · {revision[:8]}" + f" · {precision}" * bool(precision)
+        parts = "+".join(part[:8] for part in revision.split("+"))
+        return f"{self.name} · {parts}" + f" · {precision}" * bool(precision)
 
     def count_tokens(self, text: str) -> int:
         """The number of tokens that the model's tokenizer cuts ``text`` into, as it stands in a prompt."""
@@ -160,8 +168,8 @@ class RemoteModel(Model):
 
 
 def find_model(name: str) -> ModelInfo:
-    """The model of a name in the table, a Hub id (``owner/name``), a local folder with a BLOOM checkpoint, or a model
-    behind a server (``openai:<url>#<model>``).
+    """The model of a name in the table, a Hub id (``owner/name``), a local folder with a BLOOM checkpoint, one of these
+    with a LoRA adapter (``<base>+<adapter folder>``), or a model behind a server (``openai:<url>#<model>``).
 
     Raises:
         ModelError: none of these.
@@ -174,13 +182,20 @@ def find_model(name: str) -> ModelInfo:
         if name == info.source:
             return info
     if name and (folder := Path(os.path.expanduser(name))) and os.path.isdir(folder):
+        if folder.resolve() == EMBEDDED_FOLDER.resolve():
+            return MODELS[EMBEDDED]
         weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         return ModelInfo(str(folder), str(folder), None, weights // 2, "as the folder says")
+    base, plus, adapter = name.partition("+")
+    if plus and adapter:
+        info = find_model(base)
+        return replace(info, name=f"{info.name}+{adapter}", adapter=os.path.expanduser(adapter))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return ModelInfo(name, name, None, 0, "as its page on the Hub says")
     raise ModelError(
         f"There is no model {name!r}. Choose one of {', '.join(MODELS)}, give a Hub id such as 'owner/name', "
-        "the folder of a BLOOM checkpoint, or 'openai:<url>#<model>' for a model behind a server."
+        "the folder of a BLOOM checkpoint, '<one of these>+<folder of a LoRA adapter>', or 'openai:<url>#<model>' for "
+        "a model behind a server."
     )
 
 
@@ -216,7 +231,6 @@ def load(name: str) -> Model:
             "memory are free. Close other programs, or choose a smaller model."
         )
     import torch
-    from transformers import AutoTokenizer, BloomConfig
 
     from chains import weights
     from chains.pipeline import make_llm
@@ -228,8 +242,34 @@ def load(name: str) -> Model:
             f"BLOOM_LENS_PRECISION is {precision!r}: expected 'int8', on a processor with VNNI and without a GPU, or "
             "nothing. Unset it for the type that suits this machine."
         )
+    model, tokenizer, revision = load_weights(info, weights.choose_dtype(device))
+    if precision:
+        weights.pack(model, weights.Int8Linear)
+        revision = f"{precision}-{revision}"  # its answers are not those of the exact weights
+    elif device == "cpu" and weights.can_pack(model.dtype):
+        weights.pack(model)
+    # More rows together are faster: a share of what is free, from about 10 to 128 rows of bloomz-560m.
+    row_bytes = min(768_000_000, max(64_000_000, free_memory_bytes() // 16))
+    return Model(info, make_llm(model.to(device), tokenizer, info.name, revision, row_bytes))
+
+
+def load_weights(info: ModelInfo, dtype: "torch.dtype") -> tuple["BloomForCausalLM", "PreTrainedTokenizerBase", str]:
+    """A model of this machine as it is on disk, its adapter merged, with its tokenizer and its revision.
+
+    The weights are mapped from a checkpoint in ``dtype`` (but for those that an adapter changes) and ask for no
+    gradients.
+
+    Raises:
+        ModelError: the weights or the adapter cannot be found or read, or do not fit each other.
+    """
+    from transformers import AutoTokenizer, BloomConfig
+
+    from chains import weights
+    from chains.adapters import read_adapter
+
+    adapter = read_adapter(Path(info.adapter)) if info.adapter else None
     try:
-        folder, revision = _checkpoint(info, weights.choose_dtype(device))
+        folder, revision = _checkpoint(info, dtype)
         config = BloomConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = weights.load_mapped(folder, config)
@@ -246,14 +286,15 @@ def load(name: str) -> Model:
     tokenizer.padding_side = "left"
     # A text that completes a special token, as "s" does in "<s>(", is cut as plain text.
     tokenizer.split_special_tokens = True
-    if precision:
-        weights.pack(model, weights.Int8Linear)
-        revision = f"{precision}-{revision}"  # its answers are not those of the exact weights
-    elif device == "cpu" and weights.can_pack(model.dtype):
-        weights.pack(model)
-    # More rows together are faster: a share of what is free, from about 10 to 128 rows of bloomz-560m.
-    row_bytes = min(768_000_000, max(64_000_000, free_memory_bytes() // 16))
-    return Model(info, make_llm(model.to(device), tokenizer, info.name, revision, row_bytes))
+    if adapter:
+        if adapter.base_revision and adapter.base_revision[:8] != revision[:8]:
+            raise ModelError(
+                f"The adapter {info.adapter!r} was trained on the base's revision {adapter.base_revision[:8]}, and "
+                f"{info.source!r} is at {revision[:8]}. Give the base that it was trained on, or train it anew."
+            )
+        adapter.merge_into(model)
+        revision = f"{revision[:8]}+{fingerprint(adapter.folder)}"
+    return model, tokenizer, revision
 
 
 def _checkpoint(info: ModelInfo, dtype: "torch.dtype") -> tuple[Path, str]:
@@ -269,7 +310,8 @@ def _checkpoint(info: ModelInfo, dtype: "torch.dtype") -> tuple[Path, str]:
 
     copies, suffix = load_settings().data_folder / "models", str(dtype).removeprefix("torch.")
     is_local = os.path.isdir(info.source)
-    name = Path(info.source).resolve().name if is_local else info.name.replace("/", "--")
+    base = info.name.partition("+")[0]  # the copy is without an adapter
+    name = Path(info.source).resolve().name if is_local else base.replace("/", "--")
     if not is_local:
         pattern = f"{glob.escape(name)}-{(info.revision or '?' * 8)[:8]}-{suffix}"
         for copy in sorted(copies.glob(pattern), key=os.path.getmtime, reverse=True):

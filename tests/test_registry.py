@@ -1,6 +1,7 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,11 +46,30 @@ def test_a_folder_is_found_and_its_size_counted(tiny_folder):
     )
 
 
+def test_the_embedded_models_folder_is_the_embedded_model():
+    assert find_model(str(registry.EMBEDDED_FOLDER)) is MODELS[EMBEDDED]
+
+
+@pytest.mark.parametrize("base", [EMBEDDED, "bigscience/bloomz-560m", "nobody/nothing"])
+def test_a_base_with_an_adapter_has_all_that_the_base_has(base):
+    found, plain = find_model(f"{base}+runs/a+b/adapter"), find_model(base)
+    assert (found.name, found.adapter) == (f"{plain.name}+runs/a+b/adapter", "runs/a+b/adapter")
+    assert replace(found, name=plain.name, adapter=None) == plain
+
+
+def test_a_folder_whose_name_holds_a_plus_is_a_folder(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "a+b")
+    assert find_model(str(folder)).adapter is None
+
+
 @pytest.mark.parametrize(
     "name",
     [
         "",
         "bloom",
+        "bloom+adapter",
+        "embedded+",
+        "+adapter",
         "no such model",
         "a/b/c",
         "./missing",
