@@ -324,11 +324,11 @@ def add_routes(app: FastAPI) -> None:
     """All of REST."""
     problems: dict[int | str, dict[str, Any]] = {
         status: {"model": Problem, "content": {"application/problem+json": {}}}
-        for status in (401, 404, 405, 409, 413, 422, 429, 503)
+        for status in (401, 403, 404, 405, 409, 413, 422, 429, 503)
     }
 
     def of(*statuses: int) -> dict[int | str, dict[str, Any]]:
-        return {status: problems[status] for status in (401, 422, 429, 503, *statuses)}
+        return {status: problems[status] for status in (401, 403, 422, 429, 503, *statuses)}
 
     @app.post("/language-detection", responses=of(413), tags=["texts"])
     async def detect_language(body: Texts, request: Request) -> Languages:

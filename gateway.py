@@ -166,6 +166,8 @@ class Gateway:
                 401, "Expected the header 'Authorization: Bearer <token>' with a known token.",
                 headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
+        elif is_from_another_site(request):
+            app = problem(403, "A page of another site sent this: only a page of this server, or a program, may.")
         elif int(request.headers.get("Content-Length", "0")) > limit:  # the server lets digits through only
             app = problem(413, TOO_LARGE.format(limit))
         elif first_part(scope) not in OPEN and (after_s := self._wait_s(request, owner)):
@@ -195,6 +197,15 @@ class Gateway:
     def _wait_s(self, request: HTTPConnection, owner: str) -> float:
         host = request.client.host if request.client else ""
         return self.rate.take(owner or f"host {host}", time.monotonic())
+
+
+def is_from_another_site(request: HTTPConnection) -> bool:
+    """Whether a browser says so: any page can send a form to a server on its reader's machine.
+
+    Read from ``Origin``, which browsers put into every POST and DELETE (https://fetch.spec.whatwg.org/#origin-header).
+    """
+    origin = request.headers.get("Origin")
+    return origin is not None and origin.partition("://")[2] != request.headers.get("Host", "")
 
 
 def first_part(scope: Scope) -> str:

@@ -196,6 +196,17 @@ def test_a_wrong_path_or_method_is_a_problem(client, method, path, status, allow
     assert response.headers.get("Allow") == allow
 
 
+@pytest.mark.parametrize("origin", ["http://elsewhere.example", "https://127.0.0.1", "null", "nonsense"])
+def test_what_a_page_of_another_site_sends_is_refused(client, origin):
+    response = client.post("/jobs", files={"file": ("in.csv", CSV)}, headers={"Origin": origin})
+    check_problem(response, 403, "another site")
+
+
+def test_what_a_page_of_this_server_sends_is_answered(client):
+    origin = f"http://{client.base_url.netloc.decode()}"
+    assert client.post("/language-detection", json={"text": TEXT}, headers={"Origin": origin}).status_code == 200
+
+
 @pytest.mark.parametrize("is_chunked", [False, True])
 def test_a_request_that_is_too_large_is_refused(client, is_chunked):
     body = b" " * 4_000_001
