@@ -33,7 +33,7 @@ def pick_folder(page, folder):
     """Choose the model in ``folder`` in the sidebar, as a user with a checkpoint of their own does."""
     page.get_by_role("combobox", name=re.compile("Model")).click()
     page.get_by_role("option", name="A folder on this machine").click()
-    path = page.get_by_label("Path of a BLOOM checkpoint")
+    path = page.get_by_role("textbox", name="Path of a BLOOM checkpoint")
     path.fill(str(folder))
     path.press("Enter")
     expect(page.get_by_text("is ready")).to_be_visible()
@@ -286,7 +286,7 @@ def test_job_outlives_a_refresh_and_the_end_of_its_server(new_page, tmp_path, ti
 def test_model_that_cannot_be_loaded_leaves_the_one_before(new_page, server, tiny_folder, tmp_path):
     page = new_page(server)
     pick_folder(page, tiny_folder)
-    path = page.get_by_label("Path of a BLOOM checkpoint")
+    path = page.get_by_role("textbox", name="Path of a BLOOM checkpoint")
     path.fill(str(tmp_path))
     path.press("Enter")
     expect(page.get_by_text("going on with")).to_be_visible()
