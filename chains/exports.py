@@ -304,7 +304,7 @@ def _write_excel(target: BinaryIO, columns: Columns, rows: Iterable[Cells]) -> i
                 f"{row} has {length:,} characters in column {name!r}, and an Excel cell holds at most "
                 f"{MAX_SHEET_CHARACTERS:,}: choose CSV, JSON Lines or Parquet."
             )
-        # As readers of XML do; not left to them, because openpyxl writes carriage returns in two ways, by what it finds.
+        # As readers of XML do. Not left to them: openpyxl writes carriage returns in another way where lxml is.
         value = value.replace("\r\n", "\n").replace("\r", "\n")
         cell = WriteOnlyCell(sheet, NO_XML.sub("\ufffd", value))
         cell.data_type = "s"  # openpyxl takes text that begins with = for a formula
