@@ -35,6 +35,7 @@ from chains import analysis
 from chains.config import load_settings
 from chains.entities import find_entities_batch
 from chains.errors import BusyError, ChainError, ModelError
+from chains.exports import MEDIA_TYPES
 from chains.language import detect_languages
 from chains.queue import Caller, asking
 from chains.registry import MODELS, Model, find_model
@@ -60,12 +61,6 @@ LOG = logging.getLogger("bloom_lens.rest")
 PAGES = frozenset({"", *(file.stem for file in (Path(__file__).parent / "pages").glob("*.py"))})
 # Where Streamlit has files and connections of its own beside the pages.
 STREAMLIT = frozenset({"_stcore", "component", "favicon.png", "index.html", "manifest.json", "media", "static"})
-MEDIA_TYPES = {
-    "csv": "text/csv; charset=utf-8",
-    "jsonl": "application/jsonl",
-    "parquet": "application/vnd.apache.parquet",
-    "xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
-}
 EXAMPLE = "Camille Roussel a quitté Lyon pour ouvrir le bureau d'Airbus à Hambourg."
 Answer = TypeVar("Answer")
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMATS",
+    "MEDIA_TYPES",
     "RESULT_COLUMNS",
     "SHAPES",
     "name_result_columns",
@@ -28,7 +29,13 @@ __all__ = [
     "write_results",
 ]
 
-FORMATS = ("csv", "jsonl", "parquet", "xlsx")
+MEDIA_TYPES = {
+    "csv": "text/csv; charset=utf-8",
+    "jsonl": "application/jsonl",
+    "parquet": "application/vnd.apache.parquet",
+    "xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+}
+FORMATS = tuple(MEDIA_TYPES)
 SHAPES = ("wide", "long")
 RESULT_COLUMNS = ("language", "language_probability", "entities", "locations", "people", "organizations", "error")
 COUNTED_TYPES = {"locations": "location", "people": "person", "organizations": "organization"}

@@ -13,7 +13,7 @@ import plots
 import ui
 from chains import ChainError
 from chains.batch import layout_of
-from chains.exports import FORMATS, SHAPES, write_results
+from chains.exports import FORMATS, MEDIA_TYPES, SHAPES, write_results
 from chains.registry import MODELS
 from chains.store import Job
 from chains.tables import Table, scan
@@ -37,12 +37,6 @@ CORRECTIONS: dict[str, tuple[str, dict[Any, str]]] = {
 CORRECTABLE = {"csv": ["encoding", "delimiter", "has_header"], "excel": ["has_header"]}
 FORMAT_NAMES = dict(zip(FORMATS, ("CSV", "JSON Lines", "Parquet", "Excel"), strict=True))
 SHAPE_NAMES = dict(zip(SHAPES, ("One row per text", "One row per name"), strict=True))
-MIME_TYPES = {
-    "csv": "text/csv",
-    "jsonl": "application/jsonl",
-    "parquet": "application/vnd.apache.parquet",
-    "xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
-}
 UNSURE_BELOW = 0.9
 # Per parameter, for random weights in bloomz-560m's shape and a short text; only until a job has measured the model.
 SECONDS_PER_PARAMETER = 2e-10
@@ -306,7 +300,7 @@ def show_download(job: Job, matching: Collection[int] | None) -> None:
                     f"Download {ui.count_rows(lines)} ({ui.format_bytes(path.stat().st_size)})",
                     path.read_bytes(),
                     f"{Path(job.name).stem}-{'results' if shape == 'wide' else 'names'}.{format}",
-                    MIME_TYPES[format],
+                    MEDIA_TYPES[format],
                     key="download",
                     type="primary",
                     on_click="ignore",
