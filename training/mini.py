@@ -254,19 +254,33 @@ def make_optimizers(losses: Losses, recipe: Recipe) -> list[torch.optim.Optimize
 
 
 def train(
-    recipe: Recipe, data: Path, out: Path, *, resume: bool, compiled: bool, minutes_between: float, extra: list[Path]
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    *,
+    start: Path | None,
+    resume: bool,
+    compiled: bool,
+    minutes_between: float,
+    extra: list[Path],
 ) -> None:
-    """Train to the recipe's last step, then write the model to ``out/model``."""
+    """Train to the recipe's last step, then write the model to ``out/model``.
+
+    ``start`` is the folder of a trained model of the recipe's shape whose weights and tokenizer are gone on from.
+    """
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(recipe.seed)
     sampler = Sampler(load_data(data, extra), language_share=recipe.language_share)
-    folder = out / "tokenizer"
+    folder = start or out / "tokenizer"
     if not (folder / "tokenizer.json").exists():
         train_tokenizer(prompt_texts(sampler, 300_000), recipe.vocab_size).save_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     encoder = Encoder(tokenizer, recipe)
-    losses = Losses(new_model(recipe, tokenizer), recipe, device).to(device)
+    model = new_model(recipe, tokenizer)
+    if start:
+        model.load_state_dict(BloomForCausalLM.from_pretrained(start, use_safetensors=True).state_dict())
+    losses = Losses(model, recipe, device).to(device)
     optimizers = make_optimizers(losses, recipe)
     checkpoint = out / "checkpoint.pt"
     first, seconds = 0, 0.0
@@ -372,6 +386,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.mini", description="Train the embedded model.")
     parser.add_argument("--data", type=Path, required=True, help="folder with ner/, language/ and text/")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and model")
+    parser.add_argument("--start", type=Path, help="model folder whose weights and tokenizer to begin with")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument(
         "--no-compile", action="store_true", help="do not use torch.compile (which needs a C++ compiler)"
@@ -386,6 +401,7 @@ def main(arguments: list[str] | None = None) -> None:
         recipe,
         chosen.data,
         chosen.out,
+        start=chosen.start,
         resume=chosen.resume,
         compiled=not chosen.no_compile,
         minutes_between=chosen.checkpoint_minutes,
