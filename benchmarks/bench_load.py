@@ -17,15 +17,10 @@ anything else or differed.
 import argparse
 import asyncio
 import json
-import os
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,9 +28,9 @@ from typing import Any
 import httpx
 
 from benchmarks.bench_jobs import memory_of, texts, write_input
+from benchmarks.service import Service
 
 PATHS = ("/language-detection", "/entity-recognition")
-START_S = 120
 WARM_UP_S = 30.0
 PAUSE_S = 0.5  # between the requests of a client that is not in a hurry
 MAX_WAIT_S = 5.0  # a client comes back at the latest after this
@@ -93,43 +88,16 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-@contextmanager
-def server(folder: Path) -> Iterator[tuple[str, int]]:
-    """A server's address and process number, once its model answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"BLOOM_LENS_DATA": str(folder), "BLOOM_LENS_RATE": "0"}
-    command = [sys.executable, "-m", "uvicorn", "api:app", "--port", str(port), "--no-access-log"]
-    with (folder / "log.txt").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        try:
-            address, until = f"http://127.0.0.1:{port}", time.monotonic() + START_S
-            while True:
-                try:
-                    if httpx.get(f"{address}/health").status_code == 200:
-                        break
-                except httpx.TransportError:
-                    pass
-                if process.poll() is not None or time.monotonic() > until:
-                    raise SystemExit(f"The server did not start:\n{(folder / 'log.txt').read_text()[-2000:]}")
-                time.sleep(0.2)
-            yield address, process.pid
-        finally:
-            process.terminate()
-            process.wait()
-
-
-async def measure(address: str, pid: int, folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
+async def measure(service: Service, folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     """All four parts."""
     limits = httpx.Limits(max_connections=chosen.clients)
-    async with httpx.AsyncClient(base_url=address, timeout=120, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=service.address, timeout=120, limits=limits) as client:
         load = Load(client)
         await load.run(chosen.clients, WARM_UP_S)
-        warm = memory_of(pid, "VmRSS", 0)
+        warm = memory_of(service.process.pid, "VmRSS", 0)
         found: dict[str, Any] = {"one by one": await load.run(1, 60 * min(1.0, chosen.minutes))}
         found["at once"] = await load.run(chosen.clients, 60 * chosen.minutes)
-        found["memory_mb"] = {"warm": warm, "end": memory_of(pid, "VmRSS", 0)}
+        found["memory_mb"] = {"warm": warm, "end": memory_of(service.process.pid, "VmRSS", 0)}
         file = folder / "texts.csv"
         write_input(file, chosen.job_rows)
         job = (await client.post("/jobs", files={"file": file.read_bytes()}, data={"text_column": "text"})).json()
@@ -181,8 +149,8 @@ def main() -> None:
     parser.add_argument("--job-rows", type=int, default=100_000)
     parser.add_argument("--texts", type=int, default=500)
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as (address, pid):
-        found = asyncio.run(measure(address, pid, Path(folder), chosen))
+    with tempfile.TemporaryDirectory() as folder, Service(Path(folder)) as service:
+        found = asyncio.run(measure(service, Path(folder), chosen))
     idle, busy, beside = found["one by one"], found["at once"], found["beside a job"]
     print(f"{'':>14} {'clients':>8} {'texts/s':>8} {'p50 [ms]':>9} {'p95 [ms]':>9}  answers by status")
     for name in ("one by one", "at once", "beside a job"):
