@@ -23,7 +23,7 @@ from streamlit.runtime.uploaded_file_manager import UploadedFile
 from chains import registry
 from chains.batch import Jobs, layout_of
 from chains.config import load_settings
-from chains.errors import ChainError, ModelError, TableError
+from chains.errors import ChainError, ModelError, StoreError
 from chains.exports import RESULT_COLUMNS, to_frame
 from chains.registry import EMBEDDED, MODELS, Model
 from chains.remote import PREFIX
@@ -90,7 +90,7 @@ def new_file(folder: str) -> Iterator[BinaryIO]:
     """A new file in one of ``SESSION_FOLDERS`` to write into; its ``name`` is its path. On an error it is gone.
 
     Raises:
-        TableError: it cannot be written.
+        StoreError: it cannot be written.
     """
     path = load_settings().data_folder / folder / secrets.token_hex(16)
     try:
@@ -103,7 +103,7 @@ def new_file(folder: str) -> Iterator[BinaryIO]:
                 path.unlink(missing_ok=True)
                 raise
     except OSError as error:
-        raise TableError(
+        raise StoreError(
             f"Cannot write a file in {str(path.parent)!r}: {error.strerror}. Make room there, or let BLOOM_LENS_DATA "
             "name another folder."
         ) from error
@@ -112,7 +112,7 @@ def new_file(folder: str) -> Iterator[BinaryIO]:
 def keep_upload(uploaded: UploadedFile) -> Path:
     """The path of a new file with what was uploaded, which then leaves the memory; to be called in a callback.
 
-    Raises ``TableError`` if it cannot be written.
+    Raises ``StoreError`` if it cannot be written.
     """
     with new_file("uploads") as file:
         shutil.copyfileobj(uploaded, file)

@@ -4,9 +4,10 @@ ChainError              anything below; edges (pages, command line) catch only t
 ├── TaskError           a task file breaks its rules
 ├── ModelError          a model cannot be found, loaded or run
 ├── ReplyError          a reply could not be read; keeps the reply
-├── MissingError         there is no such job
+├── BusyError           a model has no time for one more caller
+├── MissingError        there is no such job
 ├── TableError          a table of texts or a gold set cannot be read
-└── StoreError          the database of jobs cannot be reached or written
+└── StoreError          the database of jobs, or a file beside it, cannot be reached or written
 
 Every message says what happened, what was expected and what to do.
 """
@@ -60,4 +61,4 @@ class TableError(ChainError):
 
 
 class StoreError(ChainError):
-    """The database of jobs cannot be reached or written; nothing was changed in it."""
+    """The database of jobs, or a file beside it, cannot be reached or written; nothing was changed in it."""
