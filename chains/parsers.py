@@ -26,9 +26,11 @@ class ScoreParser(BaseOutputParser[Detection]):
         try:
             scores = {str(word): float(score) for word, score in json.loads(text).items()}
             top = max(scores.values())
-        except (ValueError, AttributeError, TypeError) as error:
+            if not all(score < math.inf for score in scores.values()) or top == -math.inf:
+                raise ValueError("a score is not a number")  # NaN is smaller than nothing
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise OutputParserException(
-                ValueError(f"Cannot read {text!r} as label scores."), llm_output=text
+                ValueError(f"Cannot read {text[:200]!r} as label scores."), llm_output=text
             ) from error
         names = {word: self.task.name_of(word) or UNKNOWN for word in scores}
         weights = {name: 0.0 for name in [*self.task.labels, UNKNOWN]}

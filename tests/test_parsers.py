@@ -54,13 +54,18 @@ def test_probabilities_sum_to_one_whatever_the_scores(values):
 
 
 @pytest.mark.parametrize(
-    "reply", ["", "english", "[]", "null", "{}", '{"english": "high"}', '{"english": null}', '{"english']
+    "reply",
+    [
+        *("", "english", "[]", "null", "{}", '{"english": "high"}', '{"english": null}', '{"english', "[" * 100_000),
+        *('{"english": NaN}', '{"english": Infinity}', '{"english": -Infinity}', '{"english": 0.0, "other": NaN}'),
+    ],
+    ids=lambda reply: reply[:40],
 )
 def test_a_reply_that_is_no_scores_is_an_error_that_keeps_it(reply):
     with pytest.raises(OutputParserException) as caught:
         ScoreParser(task=LANGUAGE).parse(reply)
     assert caught.value.llm_output == reply
-    assert repr(reply) in str(caught.value.args[0])
+    assert repr(reply[:200]) in str(caught.value.args[0])
 
 
 @pytest.mark.parametrize(
