@@ -1,13 +1,16 @@
 """Answers by hand: marked in a text, checked against it, and put into the form of a shot."""
 
+import textwrap
 from collections.abc import Iterable
+
+import yaml
 
 from chains.errors import CorrectionError
 from chains.prompts import Shot, Task, load_task, write_reply
 from chains.schema import UNKNOWN, Correction, Entity, Gold
 from chains.spans import align, list_mentions
 
-__all__ = ["as_shot", "check_correction", "mark"]
+__all__ = ["as_shot", "check_correction", "mark", "write_shot"]
 
 
 def mark(text: str, entities: Iterable[Entity], start: int, end: int, type_: str | None) -> tuple[Entity, ...]:
@@ -84,3 +87,9 @@ def as_shot(task: Task, answer: Gold) -> Shot:
     return Shot(
         text=answer.text, reply=write_reply([(m.text, task.labels[m.type]) for m in mentions], task.empty or "")
     )
+
+
+def write_shot(shot: Shot) -> str:
+    """The lines of a shot as they stand under ``shots:`` in a task file."""
+    lines = yaml.safe_dump([shot.model_dump()], allow_unicode=True, sort_keys=False, width=10_000)
+    return textwrap.indent(lines, "  ", lambda line: True)

@@ -32,6 +32,7 @@ EDGES = {
     "gateway",
     "plots",
     "pages",
+    "components",
     "training",
     "benchmarks",
     "streamlit_app",
@@ -95,8 +96,8 @@ def test_modules_that_know_no_model_import_neither_torch_nor_transformers(module
         assert not {name.split(".")[0] for name in imports(path)} & {"torch", "transformers"}
 
 
-def test_pages_import_only_streamlit_ui_plots_chains_and_the_standard_library():
-    allowed = {"streamlit", "ui", "plots", "chains", *sys.stdlib_module_names}
+def test_pages_import_only_streamlit_ui_plots_components_chains_and_the_standard_library():
+    allowed = {"streamlit", "ui", "plots", "components", "chains", *sys.stdlib_module_names}
     for path in sorted((ROOT / "pages").glob("*.py")):
         assert {name.split(".")[0] for name in imports(path)} <= allowed, path.name
 
