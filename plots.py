@@ -70,7 +70,7 @@ def read_mentions(frame: pd.DataFrame) -> pd.DataFrame:
         if isinstance(entities, str) and entities
         for entity in json.loads(entities)
     ]
-    return pd.DataFrame(mentions, columns=["row", "language", "text", "type"])
+    return pd.DataFrame(mentions, columns=["row", "language", "text", "type"]).astype({"row": "int64"})
 
 
 def correct_results(frame: pd.DataFrame, corrections: Mapping[int, Correction]) -> pd.DataFrame:
@@ -92,6 +92,8 @@ def correct_results(frame: pd.DataFrame, corrections: Mapping[int, Correction]) 
 def correct_mentions(mentions: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     """The ``mentions`` of the model's answers with those of the corrected rows of ``frame`` in their place."""
     corrected = frame[read_results(frame)["corrected"]]
+    if corrected.empty:
+        return mentions
     kept = mentions[~mentions["row"].isin(corrected.index)]
     return pd.concat([kept, read_mentions(corrected)]).sort_values("row", kind="stable", ignore_index=True)
 

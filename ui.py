@@ -353,6 +353,7 @@ def show_rows(frame: pd.DataFrame, text_column: str, **selection: Any) -> None:
             probability: st.column_config.NumberColumn("probability", format="%.1f%%"),
             entities: st.column_config.TextColumn(width="medium"),
         },
+        placeholder="",
         **selection,
     )
     if len(frame) > SHOWN_ROWS:

@@ -193,6 +193,8 @@ class Jobs:
         self._load = load
         self._me = f"{this_process()} {secrets.token_hex(4)}"
         self._running: dict[str, Running] = {}
+        # Of the row that was corrected last, job and number: reading to row 100,000 takes 2 seconds.
+        self._last_text = ("", 0, "")
         self._wake, self._end = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -358,11 +360,14 @@ class Jobs:
         """The text of a finished row; raises ``CorrectionError`` if there is none."""
         if not 1 <= number <= job.done:
             raise CorrectionError(f"There is no finished row {number:,}: expected one from 1 to {job.done:,}.")
-        layout = layout_of(job)
-        row = next(read_rows(self._file(job), layout, number - 1))
-        text, error = text_of(row, layout.columns.index(job.text_column))
-        if error:
-            raise CorrectionError(f"Row {number:,} has no text that could be answered. {error}")
+        id, row, text = self._last_text
+        if (id, row) != (job.id, number):
+            layout = layout_of(job)
+            found = next(read_rows(self._file(job), layout, number - 1))
+            text, error = text_of(found, layout.columns.index(job.text_column))
+            if error:
+                raise CorrectionError(f"Row {number:,} has no text that could be answered. {error}")
+            self._last_text = job.id, number, text
         return text
 
     # What runs the jobs

@@ -83,7 +83,9 @@ def list_words(text: str) -> Iterator[tuple[int, int]]:
     start = 0
     while start < len(text):
         end = start + 1
-        while end < len(text) and (_goes_on(text[end]) or (_in_word(text[start]) and _in_word(text[end]))):
+        while end < len(text) and (
+            _goes_on(text[end]) or text[end - 1] == "\u200d" or (_in_word(text[start]) and _in_word(text[end]))
+        ):
             end += 1
         if not text[start].isspace():
             yield start, end

@@ -258,15 +258,15 @@ def show_filtered(job: Job, frame: plots.Counts) -> plots.Counts:
     search = third.text_input("Text contains", key=f"search {job.id}")
     with st.container(horizontal=True):
         is_unsure = st.toggle(f"Only languages less than {UNSURE_BELOW:.0%} probable", key=f"unsure {job.id}")
-        only_errors = bool(job.failed) and st.toggle("Only rows with an error", key=f"errors {job.id}")
-        is_corrected = bool(plots.read_results(frame)["corrected"].any())
-        only_corrected = is_corrected and st.toggle("Only corrected rows", key=f"corrected {job.id}")
         by_doubt = st.toggle(
             "Least sure first",
             key=f"doubt {job.id}",
             help="Rows that the model failed at, then those whose language is least probable. "
             "How sure it is of a name is not known.",
         )
+        only_errors = bool(job.failed) and st.toggle("Only rows with an error", key=f"errors {job.id}")
+        is_corrected = bool(plots.read_results(frame)["corrected"].any())
+        only_corrected = is_corrected and st.toggle("Only corrected rows", key=f"corrected {job.id}")
     rows = plots.filter_rows(
         frame,
         languages=chosen,
