@@ -1,10 +1,11 @@
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chains.corrections import as_shot, check_correction, mark
+from chains.corrections import as_shot, check_correction, mark, write_shot
 from chains.errors import CorrectionError
-from chains.prompts import load_task
+from chains.prompts import TASKS_FOLDER, load_task
 from chains.schema import Correction, Entity, Gold
 
 LANGUAGE, ENTITIES = load_task("language"), load_task("entities")
@@ -110,3 +111,14 @@ def test_what_no_reply_can_say_is_an_error():
         as_shot(task, Gold(text=TEXT, language="unknown"))
     with pytest.raises(CorrectionError, match="no word for the type 'dog'"):
         as_shot(ENTITIES, Gold(text=TEXT, language="english", entities=(entity(2, 5, "dog"),)))
+
+
+@pytest.mark.parametrize("text", ['😀 Ana: "yes" {x}', "- null", "two\nlines\t'", "yes", "a" * 300 + " # b"])
+def test_a_shot_is_written_as_the_task_file_holds_it(text):
+    shot = as_shot(LANGUAGE, Gold(text=text, language="french"))
+    lines = write_shot(shot)
+    assert lines.startswith("  - text: ")
+    shipped = (TASKS_FOLDER / "language.yaml").read_text(encoding="utf-8")
+    read = yaml.safe_load(shipped + lines)
+    assert read["shots"][:-1] == [shot.model_dump() for shot in LANGUAGE.shots]
+    assert read["shots"][-1] == {"text": text, "reply": "française"}
