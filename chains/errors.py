@@ -7,6 +7,7 @@ ChainError              anything below; edges (pages, command line) catch only t
 ├── BusyError           a model has no time for one more caller
 ├── MissingError        there is no such job
 ├── TableError          a table of texts or a gold set cannot be read
+├── CorrectionError     an answer given by hand does not fit its text
 └── StoreError          the database of jobs, or a file beside it, cannot be reached or written
 
 Every message says what happened, what was expected and what to do.
@@ -15,6 +16,7 @@ Every message says what happened, what was expected and what to do.
 __all__ = [
     "BusyError",
     "ChainError",
+    "CorrectionError",
     "MissingError",
     "ModelError",
     "ReplyError",
@@ -58,6 +60,10 @@ class MissingError(ChainError):
 
 class TableError(ChainError):
     """A table of texts or a gold set cannot be read; the message names the row or column."""
+
+
+class CorrectionError(ChainError):
+    """An answer given by hand does not fit its text, or cannot be put into another form."""
 
 
 class StoreError(ChainError):

@@ -39,6 +39,7 @@ MAX_RECORD_BLOCKS = 64
 # After a broken quote its following lines are read once more: ten seconds of work, where a file may ask for days.
 MAX_REREAD_CHARACTERS = 1_000_000_000
 SNIFFED_RECORDS = 200
+NO_DELIMITER = "\udfff"  # no decoded text holds a lone surrogate
 HOW_TO_QUOTE = (
     'a cell that begins with a quote must end with one, and quotes inside it are doubled, as in "She said ""hello""".'
 )
@@ -156,7 +157,7 @@ def read_records(blocks: Iterator[list[str]], delimiter: str) -> Iterator[tuple[
         TableError: broken quotes are so many that to read on would take too long.
     """
     csv.field_size_limit(MAX_CELL_CHARACTERS)
-    delimiter = delimiter or "\udfff"  # no decoded text holds a lone surrogate
+    delimiter = delimiter or NO_DELIMITER
     lines: list[str] = []  # read, but not yet part of a record; the first has the number ``first``
     first, wanted, reread, is_end = 1, 1, 0, False
     while not is_end:
@@ -204,7 +205,8 @@ def _describe(error: csv.Error, fields: int, lines: int) -> str:
         return f"has a cell of more than {MAX_CELL_CHARACTERS:,} characters, or a quote that never closes"
     if lines > 1 or "end of data" in str(error):
         return f"opens a quote in field {fields} that never closes: {HOW_TO_QUOTE}"
-    return f"has a broken quote ({error}): {HOW_TO_QUOTE}"
+    words = str(error).replace(f"'{NO_DELIMITER}'", "the end of the line")
+    return f"has a broken quote ({words}): {HOW_TO_QUOTE}"
 
 
 def find_delimiter(path: Path, is_gzip: bool, encoding: str) -> str:

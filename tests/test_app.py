@@ -22,7 +22,7 @@ import ui
 from chains import analysis, registry
 from chains.batch import CHUNK
 from chains.errors import ModelError
-from chains.schema import Analysis, Detection, Entity, Mention, Recognition
+from chains.schema import Analysis, Correction, Detection, Entity, Mention, Recognition
 
 TEXT = "Ana left Lyon."
 BATCH, CHARTS = "pages/batch.py", "pages/charts.py"
@@ -594,3 +594,152 @@ def test_charts_without_a_job_lead_to_batch(app):
     app.switch_page(CHARTS).run()
     assert "there is none yet" in app.info[0].value
     assert app.button(key="to_batch").label == "Go to Batch"
+
+
+# Corrections
+
+
+def pick(app, number):
+    """The page with this row of the only job picked; AppTest cannot click into a table."""
+    (id,) = job_ids()
+    app.session_state[f"picked {id}"] = number
+    app.run()
+    assert not app.exception
+    return app
+
+
+def mark_by_list(app, first, last, kind):
+    for label, option in (("From word", first), ("To word", last), ("Is a", kind)):
+        box = next(box for box in app.main.selectbox if box.label == label)
+        box.select_index(box.options.index(option)).run()
+    return press(app, "Apply")
+
+
+def corrections():
+    (id,) = job_ids()
+    return ui.get_jobs().corrections(id)
+
+
+def test_row_is_corrected_undone_and_corrected_again_after_a_reload(app):
+    run_job(app, f"😀 {TEXT}", "other")
+    assert "Tick a row" in words(app.caption) and not buttons(app, "Undo")
+    pick(app, 1)
+    assert [heading.value for heading in app.subheader][1] == "Row 1"
+    choose(app, "Language of this row", "french")
+    assert corrections()[1].language == "french"
+    assert "The model's own answer: English (90.0%); Ana (PER), Lyon (LOC)." in plain(app.caption)
+    table = app.main.dataframe[0].value
+    assert table["language"].tolist() == ["French", "English"] and table["corrected"].tolist() == ["corrected", ""]
+    mark_by_list(app, "3: left", "4: Lyon", "Organization")
+    left_lyon = Entity(text="left Lyon", type="organization", start=6, end=15)
+    assert [entity.text for entity in corrections()[1].entities] == ["Ana", "left Lyon"]
+    assert corrections()[1].entities[1] == left_lyon
+    mark_by_list(app, "2: Ana", "2: Ana", "Location")
+    mark_by_list(app, "3: left", "3: left", "Not a name")
+    assert corrections()[1].entities == (Entity(text="Ana", type="location", start=2, end=5),)
+    press(app, "Undo")
+    assert corrections()[1].entities[1] == left_lyon
+    for _ in range(3):
+        press(app, "Undo")
+    assert corrections() == {} and not buttons(app, "Undo")
+    assert next(box for box in app.main.selectbox if box.label == "Language of this row").value == "english"
+    assert app.main.dataframe[0].value["language"].tolist() == ["English", "English"]
+
+
+def test_row_that_failed_is_answered_and_one_that_is_right_is_confirmed(app):
+    run_job(app, "unreadable Lyon", TEXT)
+    pick(app, 1)
+    choose(app, "Language of this row", "spanish")
+    assert "own answer: none. The reply '<' could not be read." in plain(app.caption)
+    pick(app, 2)
+    press(app, "Right as it is")
+    assert corrections()[2] == Correction(
+        language="english",
+        entities=(
+            Entity(text="Ana", type="person", start=0, end=3),
+            Entity(text="Lyon", type="location", start=9, end=13),
+        ),
+    )
+    assert app.main.dataframe[0].value["corrected"].tolist() == ["corrected", "corrected"]
+
+
+def test_charts_follow_corrections(app):
+    run_job(app, TEXT, TEXT)
+    pick(app, 2)
+    choose(app, "Language of this row", "french")
+    mark_by_list(app, "1: Ana", "1: Ana", "Not a name")
+    app.switch_page(CHARTS).run()
+    assert not app.exception
+    table = app.main.dataframe[0].value
+    assert table["language"].tolist() == ["English", "French"] and table["people"].tolist() == [1, 0]
+
+
+def test_corrected_rows_are_downloaded_as_gold(app, download, tmp_path):
+    run_job(app, TEXT, "=other")
+    assert (
+        "Gold set: only corrected rows" not in next(box for box in app.main.selectbox if box.label == "Shape").options
+    )
+    pick(app, 2)
+    choose(app, "Language of this row", "french")
+    choose(app, "Shape", "gold")
+    assert download(app).decode() == '{"text": "=other", "language": "french", "entities": []}\n'
+    assert buttons(app, "Prepare download")
+    choose(app, "Language of this row", "spanish")
+    assert not [button for button in app.get("download_button") if button.proto.label.startswith("Download")]
+    choose(app, "File format", "csv")
+    assert download(app).decode("utf-8-sig") == "text,language\r\n'=other,spanish\r\n"
+    app.toggle(key=f"neutralise {job_ids()[0]}").set_value(False).run()
+    assert download(app).decode("utf-8-sig") == "text,language\r\n=other,spanish\r\n"
+    choose(app, "Shape", "wide")
+    assert b"spanish,,[],0,0,0,True" in download(app)
+
+
+def test_corrected_row_is_shown_as_a_shot(app):
+    run_job(app, f"{TEXT} Lyon")
+    pick(app, 1)
+    press(app, "Right as it is")
+    assert "  - text: Ana left Lyon. Lyon\n    reply: english" in words(app.code)
+    assert "A shot cannot say this" in plain(app.caption)  # one Lyon of two is marked
+    mark_by_list(app, "5: Lyon", "5: Lyon", "Location")
+    assert "    reply: <Ana>(person) <Lyon>(location)" in words(app.code)
+
+
+def test_rows_stand_least_sure_first_and_buttons_lead_through_them(app):
+    run_job(app, "sure", "unreadable", "vague", "vague again")
+    id = job_ids()[0]
+    app.toggle(key=f"doubt {id}").set_value(True).run()
+    assert app.main.dataframe[0].value["text"].tolist() == ["unreadable", "vague", "vague again", "sure"]
+    pick(app, 2)
+    assert buttons(app, "Previous")[0].disabled
+    for number in (3, 4, 1):
+        press(app, "Next")
+        assert f"Row {number}" in words(app.subheader)
+    assert buttons(app, "Next")[0].disabled
+    press(app, "Previous")
+    choose(app, "Language of this row", "french")
+    app.toggle(key=f"unsure {id}").set_value(True).run()
+    assert app.main.dataframe[0].value["text"].tolist() == ["vague"]
+    assert "Row 4" in words(app.subheader)
+    press(app, "Next")
+    assert "Row 3" in words(app.subheader)
+    app.toggle(key=f"unsure {id}").set_value(False).run()
+    app.toggle(key=f"corrected {id}").set_value(True).run()
+    assert app.main.dataframe[0].value["text"].tolist() == ["vague again"]
+
+
+def test_correction_that_cannot_be_stored_is_told_in_words(app):
+    run_job(app, TEXT, '"a" b')
+    pick(app, 1)
+    ui.get_jobs().store.delete_job(job_ids()[0])
+    press(app, "Right as it is")
+    assert "There is no job" in plain(app.error)
+
+
+def test_row_without_a_text_cannot_be_corrected(app):
+    upload(app, b"id,text\n1,a\n2\n")
+    press(app, "Start")
+    wait_for_job(app)
+    pick(app, 2)
+    press(app, "Right as it is")
+    assert "Row 2 has no text that could be answered. " in plain(app.error)
+    assert corrections() == {}

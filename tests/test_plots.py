@@ -7,6 +7,7 @@ import pytest
 
 import plots
 from chains.exports import to_frame
+from chains.schema import Correction, Entity
 from chains.tables import Layout, Row
 from plots import TYPES
 
@@ -26,6 +27,7 @@ def job_table(*rows, columns=("text",)):
             "locations": kinds.count("location") if language else None,
             "people": kinds.count("person") if language else None,
             "organizations": kinds.count("organization") if language else None,
+            "corrected": False,
             "error": "" if language else "could not be read",
         }
         results.append((Row(number, (text,) * len(columns)), record))
@@ -163,3 +165,58 @@ def test_numbers_of_a_chart_leave_as_csv_without_formulas():
 def test_charts_of_streamlit_have_the_same_colours():
     theme = tomllib.loads(Path(".streamlit/config.toml").read_text())["theme"]
     assert theme["chartCategoricalColors"][: len(TYPES)] == [style.fill for style in TYPES.values()]
+
+
+PORTO = Entity(text="Porto", type="location", start=0, end=5)
+CORRECTIONS = {
+    3: Correction(language="spanish", entities=(PORTO,)),
+    1: Correction(language="french"),
+    9: Correction(language="french"),
+}
+
+
+def test_corrections_take_the_place_of_answers_and_leave_the_table():
+    before = TABLE.copy(deep=True)
+    corrected = plots.correct_results(TABLE, CORRECTIONS)
+    pd.testing.assert_frame_equal(TABLE, before)
+    assert corrected.dtypes.equals(TABLE.dtypes)
+    results = plots.read_results(corrected)
+    assert results["language"].tolist() == ["french", "english", "spanish", "unknown"]
+    assert results["corrected"].tolist() == [True, False, True, False]
+    assert results["locations"].tolist() == [0, 1, 1, 0]
+    assert results["error"].tolist() == [""] * 4
+    assert results["language_probability"].isna().tolist() == [True, False, True, False]
+    assert plots.count_languages(results)["language"].tolist() == ["english", "spanish", "french", "unknown"]
+    mentions = plots.correct_mentions(MENTIONS, corrected)
+    pd.testing.assert_frame_equal(mentions, plots.read_mentions(corrected))
+    assert mentions["text"].tolist() == ["Ana", "Lyon", "Porto"]
+
+
+@pytest.mark.parametrize("corrections", [{}, {9: Correction(language="french")}])
+def test_a_table_without_corrections_stays_as_it_is(corrections):
+    corrected = plots.correct_results(TABLE, corrections)
+    pd.testing.assert_frame_equal(corrected, TABLE)
+    pd.testing.assert_frame_equal(plots.correct_mentions(MENTIONS, corrected), MENTIONS)
+
+
+def test_a_row_whose_names_were_all_taken_away_has_no_mentions():
+    corrected = plots.correct_results(TABLE, {1: Correction(language="french")})
+    mentions = plots.correct_mentions(MENTIONS, corrected)
+    assert mentions["row"].dtype == "int64" and mentions["text"].tolist() == ["Ana", "Lyon"]
+
+
+def test_only_corrected_rows_stay():
+    corrected = plots.correct_results(TABLE, CORRECTIONS)
+    assert plots.filter_rows(corrected, only_corrected=True).index.tolist() == [0, 2]
+
+
+def test_rows_stand_in_the_order_of_the_models_doubt_and_corrections_move_none():
+    table = job_table(("a", "french"), ("b", "unknown"), ("c", None), ("d", "english"), ("e", "unknown"))
+    name = table.columns[2]
+    assert name == "language_probability"
+    table.loc[3, name] = pd.NA
+    expected = [2, 1, 4, 0, 3]
+    assert plots.least_sure_first(table, table).index.tolist() == expected
+    corrected = plots.correct_results(table, {2: Correction(language="french"), 3: Correction(language="french")})
+    assert plots.least_sure_first(corrected, table).index.tolist() == expected
+    assert plots.least_sure_first(corrected[corrected["text"] > "b"], table).index.tolist() == [2, 4, 3]

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chains.schema import Entity, Mention
-from chains.spans import align, list_mentions
+from chains.spans import align, list_mentions, list_words
 
 FAMILY = "👩\u200d👩\u200d👧"
 PIECES = [
@@ -181,3 +181,18 @@ def test_a_surface_of_one_type_is_listed_once_in_order_of_appearance():
 def test_a_surface_of_two_types_is_listed_at_every_occurrence():
     entities, _ = align("Bo, Ana, Ana, Ana", mentions(("Ana", "P"), ("Ana", "L"), ("Bo", "P")))
     assert list_mentions(entities) == mentions(("Bo", "P"), ("Ana", "P"), ("Ana", "L"), ("Ana", "L"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", []),
+        (" \n", []),
+        ("Ana, Lyon.", ["Ana", ",", "Lyon", "."]),
+        ("l’Iran d'Or", ["l", "’", "Iran", "d", "'", "Or"]),
+        ("cafe\u0301s 3€", ["cafe\u0301s", "3", "€"]),
+        (f"{FAMILY} 👍🏽a", [FAMILY, "👍🏽", "a"]),
+    ],
+)
+def test_words_are_listed_with_every_other_sign(text, words):
+    assert [text[start:end] for start, end in list_words(text)] == words

@@ -218,6 +218,13 @@ def test_a_cell_may_be_longer_than_the_csv_default(read):
         (b"text\na,b\nc\n", {"delimiter": ","}, 1, ("a",), "Row 1 (line 2) has 2 fields and the table 1 field"),
         (b'id,text\n1,"a\n2,b\n', {}, 1, ("1", "a"), "Row 1 (line 2) opens a quote in field 2 that never closes"),
         (b'id,text\n1,"a" b\n2,b\n', {}, 1, ("1", "a b"), "Row 1 (line 2) has a broken quote"),
+        (
+            b'text\n"a" b\nb\n',
+            {},
+            1,
+            ("a b",),
+            "Row 1 (line 2) has a broken quote (the end of the line expected after '\"')",
+        ),
         (b"id,text\n1,%s\n2,b\n" % (b"a" * 1_000_001), {}, 1, ("", ""), "has a cell of more than 1,000,000 characters"),
     ],
 )

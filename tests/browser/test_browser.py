@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import re
 import time
 from subprocess import Popen
@@ -293,3 +294,94 @@ def test_model_that_cannot_be_loaded_leaves_the_one_before(new_page, server, tin
     expect(page.get_by_role("button", name="Try again")).to_be_visible()
     page.get_by_role("button", name="French").click()
     expect(page.get_by_text("Locations (LOC)")).to_be_visible()
+
+
+def pick_row(page, place):
+    """Tick a row of the table of results; a canvas has no elements to click."""
+    table = page.get_by_test_id("stDataFrame")
+    table.scroll_into_view_if_needed()
+    settle(page)
+    left, top = (table.locator("canvas").first.bounding_box()[side] for side in ("x", "y"))
+    page.mouse.click(left + 15, top + 35 * (place + 1.5))
+    expect(page.locator(".marking-text")).to_be_visible()
+    settle(page)
+
+
+def select_by_mouse(page, text, start, end):
+    """Draw the mouse from before the character at ``start`` of a text to before that at ``end``, in UTF-16 units."""
+
+    def edge(place):
+        return text.evaluate(
+            """(root, place) => {
+                const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT)
+                for (let node; (node = walker.nextNode()); place -= node.length) {
+                    if (place >= node.length) continue
+                    const range = document.createRange()
+                    range.setStart(node, place)
+                    range.setEnd(node, place + 1)
+                    const { left, top, height } = range.getBoundingClientRect()
+                    return [left, top + height / 2]
+                }
+            }""",
+            place,
+        )
+
+    text.scroll_into_view_if_needed()
+    page.mouse.move(*edge(start))
+    page.mouse.down()
+    page.mouse.move(*edge(end))
+    page.mouse.up()
+
+
+def say(page, kind):
+    page.locator(".marking-buttons").get_by_role("button", name=kind, exact=True).click()
+    settle(page)
+
+
+def test_names_are_marked_by_selecting_them_behind_emoji_and_come_out_as_gold(new_page, server, tiny_folder):
+    page = open_batch(new_page, server, tiny_folder)
+    text = f"😀👩\u200d👧 Zed met Zed {PAYLOAD} in Porto."
+    upload(page, "people.csv", f'text\n"{text}"\nother\n'.encode())
+    page.get_by_role("button", name="Start").click()
+    expect(page.get_by_text("2 of 2 rows · done in")).to_be_visible()
+    pick_row(page, 0)
+    shown = page.locator(".marking-text")
+    assert shown.text_content() == text
+    marks = shown.locator("mark")
+    while marks.count():  # what random weights have found
+        count = marks.count()
+        marks.first.press("Enter")
+        say(page, "Not a name")
+        expect(marks).to_have_count(count - 1)
+    units = text.encode("utf-16-le")
+    for surface, kind in (("Zed <", "Person"), ("Porto", "Location")):
+        start = units.index(surface.encode("utf-16-le")) // 2
+        select_by_mouse(page, shown, start, start + len(surface.rstrip(" <")))
+        expect(page.locator(".marking-chosen")).to_have_text(surface.rstrip(" <"))
+        say(page, kind)
+    expect(marks).to_have_text(["Zed", "Porto"])
+    page.reload()
+    expect(page.get_by_text("2 of 2 rows · done in")).to_be_visible()
+    pick_row(page, 0)
+    expect(marks).to_have_text(["Zed", "Porto"])
+    assert page.locator("img[src=x]").count() == 0
+    marks.last.click()
+    expect(page.locator(".marking-chosen")).to_have_text("Porto")
+    say(page, "Organization")
+    choose(page, "Shape", "Gold set: only corrected rows")
+    gold = json.loads(download(page))
+    zed, porto = text.rindex("Zed"), text.index("Porto")
+    assert (gold["text"], gold["entities"]) == (
+        text,
+        [
+            {"start": zed, "end": zed + 3, "text": "Zed", "type": "person"},
+            {"start": porto, "end": porto + 5, "text": "Porto", "type": "organization"},
+        ],
+    )
+    page.get_by_role("button", name="Undo").click()
+    expect(marks.last).to_have_attribute("aria-label", "Porto, Location")
+    page.get_by_role("button", name="Next").click()
+    expect(shown).to_have_text("other")
+    page.set_viewport_size({"width": 390, "height": 900})
+    expect(page.locator(".marking-buttons")).to_be_visible()
+    assert is_within_width(page)
