@@ -14,7 +14,7 @@ README = ROOT / "README.md"
 # A module imports from its own level or the ones before it; within a level there are no circles.
 LEVELS = [
     {"schema", "errors", "config"},
-    {"prompts", "parsers", "metrics", "adapters", "bloom", "decoding", "weights", "grounding", "spans", "windows"}
+    {"prompts", "parsers", "metrics", "statistics", "reports", "adapters", "bloom", "decoding", "weights", "grounding", "spans", "windows"}
     | {"files", "textfiles", "rows", "readers", "tables", "exports", "store", "queue"},
     {"pipeline", "remote"},
     {"registry"},
