@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import altair as alt
 import pandas as pd
 
-from chains.exports import FORMULA_STARTS, RESULT_COLUMNS
-from chains.schema import UNKNOWN
+from chains.exports import FORMULA_STARTS, RESULT_COLUMNS, correct_record
+from chains.schema import UNKNOWN, Correction
 
 __all__ = [
-    "LANGUAGES", "TYPES", "TypeStyle", "count_languages", "count_names", "count_types", "count_types_by_language",
-    "draw_languages", "draw_names", "draw_probabilities", "draw_types", "draw_types_by_language", "filter_rows",
-    "label_language", "list_names", "pick_rows", "read_mentions", "read_results", "to_csv",
+    "LANGUAGES", "TYPES", "TypeStyle", "correct_mentions", "correct_results", "count_languages", "count_names",
+    "count_types", "count_types_by_language", "draw_languages", "draw_names", "draw_probabilities", "draw_types",
+    "draw_types_by_language", "filter_rows", "label_language", "least_sure_first", "list_names", "pick_rows",
+    "read_mentions", "read_results", "to_csv",
 ]  # fmt: skip
 
 
@@ -72,6 +73,40 @@ def read_mentions(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(mentions, columns=["row", "language", "text", "type"])
 
 
+def correct_results(frame: pd.DataFrame, corrections: Mapping[int, Correction]) -> pd.DataFrame:
+    """A job's table with the corrections, by row number, in the place of the model's answers; ``frame`` stays as it is.
+
+    Laid over the table, which takes seconds to read, so that a correction is seen at once.
+    """
+    records = {row - 1: correct_record({}, one) for row, one in corrections.items() if 0 < row <= len(frame)}
+    frame = frame.copy(deep=False)
+    for name, column in zip(frame.columns[-len(RESULT_COLUMNS) :], RESULT_COLUMNS, strict=True):
+        cells = [record[column] for record in records.values()]
+        if column == "entities":
+            cells = [json.dumps(entities, ensure_ascii=False) for entities in cells]
+        if cells:
+            frame.loc[list(records), name] = pd.Series(cells, index=list(records), dtype=frame[name].dtype)
+    return frame
+
+
+def correct_mentions(mentions: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """The ``mentions`` of the model's answers with those of the corrected rows of ``frame`` in their place."""
+    corrected = frame[read_results(frame)["corrected"]]
+    kept = mentions[~mentions["row"].isin(corrected.index)]
+    return pd.concat([kept, read_mentions(corrected)]).sort_values("row", kind="stable", ignore_index=True)
+
+
+def least_sure_first(rows: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
+    """``rows`` of a job's table in the order of the model's doubt in its own ``answers``, a table of the same job.
+
+    First those that it failed at, then the least probable languages; those without a probability stand last. Nothing
+    is known of how sure it was of an entity. A correction moves no row.
+    """
+    results = read_results(answers.loc[rows.index])
+    sure = results["language_probability"].mask(results["error"] != "", -1.0)
+    return rows.loc[sure.sort_values(kind="stable", na_position="last").index]
+
+
 def list_names(entities: str) -> str:
     """A cell of entities in words: ``Lyon (LOC), Airbus (ORG)``, each name once; an empty cell gives ``""``."""
     names = {(entity["text"], entity["type"]): None for entity in json.loads(entities or "[]")}
@@ -86,6 +121,7 @@ def filter_rows(
     search: str = "",
     column: str = "",
     only_errors: bool = False,
+    only_corrected: bool = False,
     below: float | None = None,
 ) -> pd.DataFrame:
     """The rows in one of ``languages`` that name one of ``types`` and hold ``search`` in ``column``, in any case.
@@ -103,6 +139,8 @@ def filter_rows(
         keep &= frame[column].str.contains(search.strip(), case=False, regex=False)
     if only_errors:
         keep &= results["error"] != ""
+    if only_corrected:
+        keep &= results["corrected"]
     if below is not None:
         keep &= (results["language_probability"] < below).fillna(False).astype(bool)
     return frame[keep]

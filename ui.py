@@ -30,13 +30,13 @@ from chains.remote import PREFIX
 from chains.schema import Entity
 from chains.store import Job, Store
 from chains.tables import Row, Table, cell_text, guess_text_column, scan
-from plots import TYPES, label_language, list_names, read_mentions
+from plots import TYPES, TypeStyle, correct_mentions, correct_results, label_language, list_names, read_mentions
 
 __all__ = [
-    "count_rows", "entity_html", "escape_markdown", "format_bytes", "format_seconds", "format_time", "get_jobs",
-    "get_mentions", "get_model", "get_results", "keep_upload", "navigate", "new_file", "pick_model", "picked_name",
-    "picked_shots", "read_upload", "require_entrypoint", "show_error", "show_limit", "show_model_status", "show_rows",
-    "table_version",
+    "count_rows", "entity_html", "escape_markdown", "format_bytes", "format_seconds", "format_time", "get_answers",
+    "get_jobs", "get_mentions", "get_model", "get_results", "keep_upload", "navigate", "new_file", "pick_model",
+    "picked_name", "picked_shots", "read_upload", "require_entrypoint", "show_error", "show_limit",
+    "show_model_status", "show_rows", "table_version", "type_colours",
 ]  # fmt: skip
 
 FOLDER = "A folder on this machine…"
@@ -143,9 +143,10 @@ def read_upload(
 # Shared by all sessions and not copied: whoever reads these tables must not change them. 100,000 rows of 130 characters
 # take 100 MB with their mentions, and 4 seconds to read.
 @st.cache_resource(max_entries=2, ttl=3600, show_spinner="Reading the rows…")
-def _read_results(job_id: str, version: str) -> pd.DataFrame:
+def _read_answers(job_id: str, version: str) -> pd.DataFrame:
     jobs = get_jobs()
-    return to_frame(layout_of(jobs.status(job_id)), _within_memory(jobs.results(job_id, 0, MAX_ROWS)))
+    results = jobs.results(job_id, 0, MAX_ROWS, corrected=False)
+    return to_frame(layout_of(jobs.status(job_id)), _within_memory(results))
 
 
 def _within_memory(results: Iterable[tuple[Row, dict[str, Any]]]) -> Iterator[tuple[Row, dict[str, Any]]]:
@@ -159,20 +160,26 @@ def _within_memory(results: Iterable[tuple[Row, dict[str, Any]]]) -> Iterator[tu
 
 @st.cache_resource(max_entries=2, ttl=3600, show_spinner=False)
 def _read_mentions(job_id: str, version: str) -> pd.DataFrame:
-    return read_mentions(_read_results(job_id, version))
+    return read_mentions(_read_answers(job_id, version))
 
 
-def get_results(job: Job) -> pd.DataFrame:
-    """The first finished rows of a job, by number less one: at most ``MAX_ROWS``, and of a running job less the last.
+def get_answers(job: Job) -> pd.DataFrame:
+    """The first finished rows of a job with the model's own answers, by number less one: at most ``MAX_ROWS``, and of a
+    running job less the last.
 
     Raises ``ChainError`` if they cannot be read.
     """
-    return _read_results(job.id, table_version(job))
+    return _read_answers(job.id, table_version(job))
+
+
+def get_results(job: Job) -> pd.DataFrame:
+    """The rows of ``get_answers``; those that were corrected have the correction."""
+    return correct_results(get_answers(job), get_jobs().corrections(job.id, owner=""))
 
 
 def get_mentions(job: Job) -> pd.DataFrame:
     """The entities of the rows of ``get_results``, one per row."""
-    return _read_mentions(job.id, table_version(job))
+    return correct_mentions(_read_mentions(job.id, table_version(job)), get_results(job))
 
 
 def table_version(job: Job) -> str:
@@ -321,26 +328,32 @@ def show_model_status() -> None:
             st.caption(f":material/check_circle: {escape_markdown(ready)}, {free} of memory free")
 
 
-def show_rows(frame: pd.DataFrame, text_column: str) -> None:
-    """The first rows of a job's table as a table to read: languages and entities in words, the text first."""
+def show_rows(frame: pd.DataFrame, text_column: str, **selection: Any) -> None:
+    """The first rows of a job's table as a table to read: languages and entities in words, the text first.
+
+    ``selection`` are the options of ``st.dataframe`` by which rows can be picked.
+    """
     if frame.empty:
         st.caption("No row matches.")
         return
-    language, probability, entities, *counts, error = results = frame.columns[-len(RESULT_COLUMNS) :]
+    language, probability, entities, *counts, corrected, error = results = frame.columns[-len(RESULT_COLUMNS) :]
     shown = frame.head(SHOWN_ROWS).copy()
     shown[language] = shown[language].map(label_language)
     shown[probability] = shown[probability] * 100
     shown[entities] = shown[entities].map(list_names)
+    mark = [corrected] if shown[corrected].any() else []
+    shown[corrected] = shown[corrected].map({True: "corrected", False: ""})
     others = [column for column in frame.columns if column not in {text_column, *results}]
     st.dataframe(
         shown,
         hide_index=True,
-        column_order=[text_column, language, probability, entities, *counts, error, *others],
+        column_order=[text_column, language, probability, *mark, entities, *counts, error, *others],
         column_config={
             text_column: st.column_config.TextColumn(width="medium"),
             probability: st.column_config.NumberColumn("probability", format="%.1f%%"),
             entities: st.column_config.TextColumn(width="medium"),
         },
+        **selection,
     )
     if len(frame) > SHOWN_ROWS:
         st.caption(f"The first {SHOWN_ROWS:,} of {len(frame):,} rows.")
@@ -377,8 +390,7 @@ def entity_html(text: str, entities: Iterable[Entity]) -> str:
         if entity.start < place:
             continue
         style = TYPES[entity.type]
-        ink = f"light-dark({style.light_ink},{style.dark_ink})"
-        tint = f"light-dark({style.fill}1f,{style.fill}40)"
+        ink, tint = type_colours(style).values()
         parts.append(
             f"{html.escape(text[place : entity.start])}"
             f'<mark style="color:inherit;background:{tint};border-bottom:3px {style.underline} {ink};'
@@ -390,6 +402,14 @@ def entity_html(text: str, entities: Iterable[Entity]) -> str:
         place = entity.end
     parts.append(html.escape(text[place:]))
     return f'<div style="white-space:pre-wrap;overflow-wrap:anywhere;line-height:2">{"".join(parts)}</div>'
+
+
+def type_colours(style: TypeStyle) -> dict[str, str]:
+    """The CSS colours of a mark of that type in both themes: ``ink`` of its tag and line, and ``tint``."""
+    return {
+        "ink": f"light-dark({style.light_ink},{style.dark_ink})",
+        "tint": f"light-dark({style.fill}1f,{style.fill}40)",
+    }
 
 
 def format_bytes(size: int) -> str:

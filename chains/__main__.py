@@ -9,11 +9,11 @@ import io
 import json
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from chains.errors import ChainError
 
@@ -26,6 +26,7 @@ __all__ = ["main"]
 
 TASKS = ("language", "entities")
 OUTPUT_KINDS = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".xlsx": "xlsx"}
+GOLD_KINDS = (".jsonl", ".csv")
 SHAPES = ("wide", "long")
 ENGINES = ("local", "ray")
 
@@ -63,9 +64,8 @@ def make_parser() -> argparse.ArgumentParser:
     writing = argparse.ArgumentParser(add_help=False)
     kinds = ", ".join(OUTPUT_KINDS)
     writing.add_argument("--shape", choices=SHAPES, default="wide", help="a row per text (wide) or per entity (long)")
-    writing.add_argument(
-        "--raw-cells", action="store_true", help="leave cells that a spreadsheet would run as formulas"
-    )
+    cells = argparse.ArgumentParser(add_help=False)
+    cells.add_argument("--raw-cells", action="store_true", help="leave cells that a spreadsheet would run as formulas")
 
     detect = commands.add_parser("detect", parents=[shared, asking], help="the language of one text")
     detect.add_argument("text", metavar="TEXT", help="the text, or - for standard input")
@@ -76,7 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     entities.set_defaults(command=run_entities)
 
     batch = commands.add_parser(
-        "batch", parents=[shared, asking, writing], help="both for every row of a file; given again, it goes on"
+        "batch", parents=[shared, asking, writing, cells], help="both for every row of a file; given again, it goes on"
     )
     batch.add_argument(
         "input", type=Path, metavar="IN", help="CSV, JSON Lines (either may be gzipped), Parquet or Excel"
@@ -94,10 +94,14 @@ def make_parser() -> argparse.ArgumentParser:
     jobs = commands.add_parser("jobs", parents=[shared], help="the jobs in the database, and what to do with one")
     jobs.set_defaults(command=run_jobs)
     actions = jobs.add_subparsers(metavar="ACTION")
-    export = actions.add_parser("export", parents=[shared, writing], help="write the rows that are done")
+    export = actions.add_parser("export", parents=[shared, writing, cells], help="write the rows that are done")
     export.add_argument("id", metavar="JOB")
     export.add_argument("output", type=Path, metavar="OUT", help=f"a file that ends in {kinds}")
     export.set_defaults(command=run_export)
+    gold = actions.add_parser("gold", parents=[shared, cells], help="write the rows that were corrected as a gold set")
+    gold.add_argument("id", metavar="JOB")
+    gold.add_argument("output", type=Path, metavar="OUT", help=f"a file that ends in {' or '.join(GOLD_KINDS)}")
+    gold.set_defaults(command=run_gold, kinds=GOLD_KINDS)
     for name, help in (("resume", "go on with a job"), ("retry", "try the failed rows again")):
         action = actions.add_parser(name, parents=[shared], help=help)
         action.add_argument("id", metavar="JOB")
@@ -142,8 +146,9 @@ def delimiter(value: str) -> str:
 
 def check_output(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
     """End the program, before a model is loaded, if the result could not be written."""
-    if chosen.output.suffix not in OUTPUT_KINDS:
-        parser.error(f"OUT must end in {', '.join(OUTPUT_KINDS)}, not {chosen.output.name!r}")
+    kinds = getattr(chosen, "kinds", OUTPUT_KINDS)
+    if chosen.output.suffix not in kinds:
+        parser.error(f"OUT must end in {', '.join(kinds)}, not {chosen.output.name!r}")
     if "input" in chosen and chosen.output.resolve() == chosen.input.resolve():
         parser.error("OUT must not be IN: give the results a file of their own")
     if not chosen.output.resolve().parent.is_dir():
@@ -245,6 +250,21 @@ def run_export(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def run_gold(chosen: argparse.Namespace) -> int:
+    """Write the corrected rows of a job, for ``evaluate`` and ``training.lora``."""
+    jobs = open_jobs()
+    if not jobs.corrections(chosen.id):
+        raise ChainError(f"No row of job {chosen.id!r} is corrected yet: open it on the page Batch and correct some.")
+    format = OUTPUT_KINDS[chosen.output.suffix]
+    with writing_whole(chosen.output, f"gold {chosen.id}") as target:
+        rows = jobs.export_gold(chosen.id, target, format=format, neutralise=not chosen.raw_cells)
+    if chosen.json:
+        print_json({"job": chosen.id, "output": str(chosen.output), "rows": rows})
+    else:
+        print(f"{rows:,} corrected rows: {chosen.output}")
+    return 0
+
+
 def run_resume(chosen: argparse.Namespace) -> int:
     """Finish a job, or try its failed rows again."""
     jobs = open_jobs()
@@ -315,21 +335,28 @@ def finish_job(jobs: "Jobs", id: str, chosen: argparse.Namespace, engine: "Engin
 
 def write_job(jobs: "Jobs", job: "Job", chosen: argparse.Namespace) -> None:
     """Write the rows of a job that are done to the chosen file, whole or not at all, and say so."""
-    from chains.files import written_whole
-
-    try:
-        with written_whole(chosen.output) as target:
-            format = OUTPUT_KINDS[chosen.output.suffix]
-            lines = jobs.export(job.id, target, format=format, shape=chosen.shape, neutralise=not chosen.raw_cells)
-    except OSError as error:
-        raise ChainError(
-            f"Cannot write {str(chosen.output)!r}: {error.strerror}. Choose another place for the results: "
-            f"'python -m chains jobs export {job.id} FILE' writes them again."
-        ) from error
+    format = OUTPUT_KINDS[chosen.output.suffix]
+    with writing_whole(chosen.output, f"export {job.id}") as target:
+        lines = jobs.export(job.id, target, format=format, shape=chosen.shape, neutralise=not chosen.raw_cells)
     if chosen.json:
         print_json(describe_job(job) | {"output": str(chosen.output), "lines": lines})
     else:
         print(f"{job.done:,} rows, {job.failed:,} with an error, in {job.seconds:.1f} s: {chosen.output}")
+
+
+@contextmanager
+def writing_whole(path: Path, action: str) -> Iterator[BinaryIO]:
+    """A file that is there as a whole or not at all; ``action`` on jobs is what writes it again."""
+    from chains.files import written_whole
+
+    try:
+        with written_whole(path) as target:
+            yield target
+    except OSError as error:
+        raise ChainError(
+            f"Cannot write {str(path)!r}: {error.strerror}. Choose another place for the results: "
+            f"'python -m chains jobs {action} FILE' writes them again."
+        ) from error
 
 
 def describe_job(job: "Job") -> dict[str, Any]:

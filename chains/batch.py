@@ -20,12 +20,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from chains.errors import ChainError, MissingError, StoreError, TableError
-from chains.exports import to_record, write_results
+from chains.corrections import check_correction
+from chains.errors import ChainError, CorrectionError, MissingError, StoreError, TableError
+from chains.exports import correct_record, to_record, write_gold, write_results
 from chains.files import written_whole
 from chains.prompts import load_task
 from chains.queue import Caller, asking
-from chains.schema import Analysis
+from chains.schema import Analysis, Correction, Gold
 from chains.store import LIVE, Job, Store
 from chains.tables import Layout, Row, Table, read_rows, text_of
 
@@ -270,9 +271,21 @@ class Jobs:
         if not self.store.has_source(job.source):
             (self._folder / job.source).unlink(missing_ok=True)
 
-    def results(self, id: str, start: int = 0, end: int | None = None) -> Iterator[tuple[Row, Record]]:
-        """The finished rows after row ``start`` up to ``end`` (``None``: the last), each with its record."""
+    def results(
+        self, id: str, start: int = 0, end: int | None = None, *, corrected: bool = True
+    ) -> Iterator[tuple[Row, Record]]:
+        """The finished rows after row ``start`` up to ``end`` (``None``: the last), each with its record.
+
+        Those that were corrected have the correction; without ``corrected``, all have the model's own answer.
+        """
         job = self.status(id)
+        corrections = self.corrections(id) if corrected else {}
+        for row, record in self._answers(job, start, end):
+            correction = corrections.get(row.number)
+            yield row, correct_record(record, correction) if correction else record
+
+    def _answers(self, job: Job, start: int, end: int | None) -> Iterator[tuple[Row, Record]]:
+        """The finished rows with the model's own answers."""
         layout = layout_of(job)
         column = layout.columns.index(job.text_column)
         end = job.done if end is None else min(end, job.done)
@@ -280,7 +293,7 @@ class Jobs:
             return
         rows = islice(read_rows(self._file(job), layout, start), end - start)
         while block := list(islice(rows, CHUNK_ROWS)):
-            failures = self.store.failures(id, after=block[0].number - 1, before=block[-1].number)
+            failures = self.store.failures(job.id, after=block[0].number - 1, before=block[-1].number)
             keys = {
                 row.number: answer_key(job.base, text_hash(text_of(row, column)[0]))
                 for row in block
@@ -291,9 +304,9 @@ class Jobs:
                 if row.number in failures:
                     yield row, to_record(Analysis(text="", error=failures[row.number]))
                 elif (record := records.get(keys[row.number])) is not None:
-                    yield row, record
+                    yield row, {"corrected": False} | record  # which those of older versions do not say
                 else:
-                    raise StoreError(f"The answer to row {row.number} of job {id!r} is gone: was the job deleted?")
+                    raise StoreError(f"The answer to row {row.number} of job {job.id!r} is gone: was the job deleted?")
 
     def export(
         self, id: str, target: BinaryIO, *, format: str = "csv", shape: str = "wide", neutralise: bool = True
@@ -301,6 +314,56 @@ class Jobs:
         """Write the rows that are done, as ``exports.write_results`` does; returns the number of lines written."""
         layout = layout_of(self.status(id))
         return write_results(target, layout, self.results(id), format=format, shape=shape, neutralise=neutralise)
+
+    # What a user corrects
+
+    def correct(self, id: str, row: int, correction: Correction, owner: str | None = None) -> None:
+        """Put ``correction`` beside the model's answer to a finished row, where it holds until it is undone.
+
+        Raises:
+            CorrectionError: there is no such row, or no text in it, or the correction does not fit the text.
+        """
+        job = self.status(id, owner)
+        checked = check_correction(self._text(job, row), correction)
+        if not self.store.add_correction(id, row, checked.model_dump()):
+            self.status(id)  # which says that the job is gone
+
+    def undo(self, id: str, row: int, owner: str | None = None) -> None:
+        """Take the last correction of a row back; a row without one stays as it is."""
+        self.status(id, owner)
+        self.store.undo_correction(id, row)
+
+    def corrections(self, id: str, owner: str | None = None) -> dict[int, Correction]:
+        """The corrections that hold, by row number, in order."""
+        self.status(id, owner)
+        return {row: Correction.model_validate(found) for row, found in self.store.corrections(id).items()}
+
+    def gold(self, id: str, owner: str | None = None) -> Iterator[Gold]:
+        """The corrected rows in order, each with its text and right answer."""
+        job = self.status(id, owner)
+        corrections = self.corrections(id)
+        layout = layout_of(job)
+        column = layout.columns.index(job.text_column)
+        for row in read_rows(self._file(job), layout) if corrections else ():
+            if correction := corrections.pop(row.number, None):
+                yield Gold(text=text_of(row, column)[0], language=correction.language, entities=correction.entities)
+            if not corrections:
+                return
+
+    def export_gold(self, id: str, target: BinaryIO, *, format: str = "jsonl", neutralise: bool = True) -> int:
+        """Write the corrected rows, as ``exports.write_gold`` does; returns their number."""
+        return write_gold(target, self.gold(id), format=format, neutralise=neutralise)
+
+    def _text(self, job: Job, number: int) -> str:
+        """The text of a finished row; raises ``CorrectionError`` if there is none."""
+        if not 1 <= number <= job.done:
+            raise CorrectionError(f"There is no finished row {number:,}: expected one from 1 to {job.done:,}.")
+        layout = layout_of(job)
+        row = next(read_rows(self._file(job), layout, number - 1))
+        text, error = text_of(row, layout.columns.index(job.text_column))
+        if error:
+            raise CorrectionError(f"Row {number:,} has no text that could be answered. {error}")
+        return text
 
     # What runs the jobs
 

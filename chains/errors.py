@@ -4,8 +4,9 @@ ChainError              anything below; edges (pages, command line) catch only t
 ├── TaskError           a task file breaks its rules
 ├── ModelError          a model cannot be found, loaded or run
 ├── ReplyError          a reply could not be read; keeps the reply
-├── MissingError         there is no such job
+├── MissingError        there is no such job
 ├── TableError          a table of texts or a gold set cannot be read
+├── CorrectionError     an answer given by hand does not fit its text
 └── StoreError          the database of jobs cannot be reached or written
 
 Every message says what happened, what was expected and what to do.
@@ -14,6 +15,7 @@ Every message says what happened, what was expected and what to do.
 __all__ = [
     "BusyError",
     "ChainError",
+    "CorrectionError",
     "MissingError",
     "ModelError",
     "ReplyError",
@@ -57,6 +59,10 @@ class MissingError(ChainError):
 
 class TableError(ChainError):
     """A table of texts or a gold set cannot be read; the message names the row or column."""
+
+
+class CorrectionError(ChainError):
+    """An answer given by hand does not fit its text, or cannot be put into another form."""
 
 
 class StoreError(ChainError):

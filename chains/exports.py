@@ -1,4 +1,5 @@
-"""Rows and their results out: CSV, JSON Lines, Parquet and Excel, in a stream, with cells that run no formulas."""
+"""Rows and their results out: CSV, JSON Lines, Parquet and Excel, in a stream, with cells that run no formulas; and
+those that a person has corrected as a gold set."""
 
 import base64
 import csv
@@ -6,13 +7,14 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date, time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from chains.errors import TableError
-from chains.schema import Analysis
+from chains.schema import Analysis, Correction, Entity, Gold
 from chains.tables import MISSING, Layout, Row, cell_text
 
 if TYPE_CHECKING:
@@ -20,12 +22,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMATS",
+    "GOLD_FORMATS",
     "MEDIA_TYPES",
     "RESULT_COLUMNS",
     "SHAPES",
+    "correct_record",
     "name_result_columns",
     "to_frame",
     "to_record",
+    "write_gold",
     "write_results",
 ]
 
@@ -37,16 +42,23 @@ MEDIA_TYPES = {
 }
 FORMATS = tuple(MEDIA_TYPES)
 SHAPES = ("wide", "long")
-RESULT_COLUMNS = ("language", "language_probability", "entities", "locations", "people", "organizations", "error")
+GOLD_FORMATS = ("jsonl", "csv")
+RESULT_COLUMNS = (
+    *("language", "language_probability", "entities", "locations", "people", "organizations"),
+    *("corrected", "error"),
+)
 COUNTED_TYPES = {"locations": "location", "people": "person", "organizations": "organization"}
 # Of a line per entity: its row's number stands before the input columns, the rest after them.
 NUMBER_COLUMN = "row"
-ENTITY_COLUMNS = ("language", "entity", "type", "start", "end")
+ENTITY_COLUMNS = ("language", "entity", "type", "start", "end", "corrected")
 # Beside the types of ``Layout``.
 RESULT_TYPES = dict.fromkeys(("start", "end", NUMBER_COLUMN, *COUNTED_TYPES), "integer") | {
     "language_probability": "number",
     "entities": "entities",
+    "corrected": "boolean",
 }
+# In a data frame; the others are text.
+FRAME_TYPES = dict.fromkeys(COUNTED_TYPES, "Int64") | {"language_probability": "Float64", "corrected": "bool"}
 # A spreadsheet runs a cell that begins so as a formula (https://owasp.org/www-community/attacks/CSV_Injection).
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 PARQUET_ROWS = 10_000
@@ -67,8 +79,7 @@ def to_record(analysis: Analysis) -> Record:
 
     ``entities`` is a list of ``{"text", "type", "start", "end"}``. A text with an error has nothing but the error.
     """
-    record: Record = dict.fromkeys(RESULT_COLUMNS)
-    record["error"] = analysis.error or ""
+    record: Record = dict.fromkeys(RESULT_COLUMNS) | {"corrected": False, "error": analysis.error or ""}
     if analysis.error:
         return record
     if (detection := analysis.detection) is not None:
@@ -76,10 +87,22 @@ def to_record(analysis: Analysis) -> Record:
         if detection.probability is not None:
             record["language_probability"] = round(detection.probability, 6)
     if (recognition := analysis.recognition) is not None:
-        record["entities"] = [entity.model_dump() for entity in recognition.entities]
-        counts = recognition.counts()
-        record |= {column: counts.get(type_, 0) for column, type_ in COUNTED_TYPES.items()}
+        record |= _of_entities(recognition.entities)
     return record
+
+
+def correct_record(record: Record, correction: Correction) -> Record:
+    """The row of results with the answer of a person, which has no probability, in the place of the model's."""
+    answered = {"language": correction.language, "language_probability": None, "corrected": True, "error": ""}
+    return record | answered | _of_entities(correction.entities)
+
+
+def _of_entities(entities: Sequence[Entity]) -> Record:
+    counts = Counter(entity.type for entity in entities)
+    return {
+        "entities": [entity.model_dump() for entity in entities],
+        **{column: counts[type_] for column, type_ in COUNTED_TYPES.items()},
+    }
 
 
 def name_result_columns(columns: Iterable[str]) -> dict[str, str]:
@@ -112,7 +135,7 @@ def write_results(
 
     ``wide``: a row per text, all input columns and then those of its record (see ``name_result_columns``).
     ``long``: a row per entity, with ``row`` (the text's number) before the input columns and ``language``, ``entity``,
-    ``type``, ``start`` and ``end`` after them, renamed in the same way; a text without entities has none.
+    ``type``, ``start``, ``end`` and ``corrected`` after them, renamed in the same way; one without entities has none.
 
     - ``csv``: UTF-8 with a byte order mark, which lets spreadsheets read accents. ``neutralise`` puts ``'`` before text
       cells and column names that a spreadsheet would run as formulas; without it, the cells of a CSV file come back.
@@ -155,7 +178,26 @@ def _lengthen(results: Iterable[tuple[Row, Record]]) -> Iterator[Cells]:
     for row, record in results:
         for entity in record["entities"] or ():
             found = [entity[key] for key in ("text", "type", "start", "end")]
-            yield (row.number, *row.cells, record["language"], *found)
+            yield (row.number, *row.cells, record["language"], *found, record["corrected"])
+
+
+def write_gold(target: BinaryIO, gold: Iterable[Gold], *, format: str = "jsonl", neutralise: bool = True) -> int:
+    """The number of gold rows written into ``target``, in the forms that ``evaluation.read_gold`` reads.
+
+    - ``jsonl``: ``{"text", "language", "entities": [{"start", "end", "text", "type"}]}``, exactly.
+    - ``csv``: ``text,language``, where ``neutralise`` changes texts as in ``write_results``.
+    """
+    if format not in GOLD_FORMATS:
+        raise ValueError(f"cannot write gold as {format!r}: expected one of {GOLD_FORMATS}")
+    columns = [("text", "text"), ("language", "text"), ("entities", "entities")]
+    if format == "csv":
+        return _write_csv(target, columns[:2], ((row.text, row.language) for row in gold), neutralise)
+    rows = ((row.text, row.language, [_to_span(entity) for entity in row.entities]) for row in gold)
+    return _write_json_lines(target, columns, rows)
+
+
+def _to_span(entity: Entity) -> Record:
+    return {"start": entity.start, "end": entity.end, "text": entity.text, "type": entity.type}
 
 
 def _write_csv(target: BinaryIO, columns: Columns, rows: Iterable[Cells], neutralise: bool) -> int:
@@ -357,7 +399,7 @@ def to_frame(layout: Layout, results: Iterable[tuple[Row, Record]]) -> "pd.DataF
     """The rows as a table: input cells as text, then the result columns (see ``name_result_columns``).
 
     ``language``, ``entities`` (a JSON list) and ``error`` are text, ``""`` when not known; ``language_probability``
-    is ``Float64`` and the counts are ``Int64``, ``<NA>`` when not known.
+    is ``Float64`` and the counts are ``Int64``, ``<NA>`` when not known; ``corrected`` is ``bool``.
     """
     import pandas as pd
 
@@ -373,6 +415,6 @@ def to_frame(layout: Layout, results: Iterable[tuple[Row, Record]]) -> "pd.DataF
             cells = ["" if cell is None else json.dumps(cell, ensure_ascii=False) for cell in cells]
         elif column in {"language", "error"}:
             cells = [cell or "" for cell in cells]
-        dtype = "Float64" if column == "language_probability" else "Int64" if column in COUNTED_TYPES else "str"
+        dtype = FRAME_TYPES.get(column, "str")
         added[name] = pd.Series(cells, dtype=dtype)
     return pd.concat([frame, pd.DataFrame(added)], axis=1)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["UNKNOWN", "Analysis", "Detection", "Entity", "Mention", "Recognition", "Reply"]
+__all__ = ["UNKNOWN", "Analysis", "Correction", "Detection", "Entity", "Gold", "Mention", "Recognition", "Reply"]
 
 UNKNOWN = "unknown"
 
@@ -89,3 +89,16 @@ class Analysis(Result):
     recognition: Recognition | None = None
     error: str | None = None
     model: str = ""
+
+
+class Correction(Result):
+    """What a person answers in the model's place: the language, a label's name or ``unknown``, and all entities."""
+
+    language: str
+    entities: tuple[Entity, ...] = ()
+
+
+class Gold(Correction):
+    """A text with its right answer."""
+
+    text: str

@@ -14,11 +14,11 @@ Rules, in this order:
 """
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from chains.schema import Entity, Mention
 
-__all__ = ["align", "list_mentions"]
+__all__ = ["align", "list_mentions", "list_words"]
 
 JOINERS = {"\u200d", "\ufe0e", "\ufe0f", *(chr(code) for code in range(0x1F3FB, 0x1F400))}
 
@@ -76,6 +76,18 @@ def find_occurrences(text: str, surface: str) -> list[tuple[int, int]]:
         ]
     whole = [(start, end) for start, end in found if _is_whole(text, start, end)]
     return whole or found[:1]
+
+
+def list_words(text: str) -> Iterator[tuple[int, int]]:
+    """The (start, end) of every word of ``text``, and of every other character that is no white space, in order."""
+    start = 0
+    while start < len(text):
+        end = start + 1
+        while end < len(text) and (_goes_on(text[end]) or (_in_word(text[start]) and _in_word(text[end]))):
+            end += 1
+        if not text[start].isspace():
+            yield start, end
+        start = end
 
 
 def _search(text: str, surface: str) -> list[tuple[int, int]]:

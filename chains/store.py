@@ -3,7 +3,8 @@
 An answer belongs to a text, not to a row: its key is a hash of the text and of all that shapes the answer, so an equal
 text is never computed twice, in one job or in several. A job keeps how many of its file's rows are done and which of
 them failed; a row's result is the answer to its text. ``uses`` says which jobs need an answer; one that none needs any
-more goes with the last of them.
+more goes with the last of them. ``corrections`` are what people answered in the model's place: they belong to a job's
+row, stand beside the model's answer, and each keeps the ones before it, so that it can be undone.
 
 Every change of a job is one transaction: a chunk is there as a whole or not at all, whenever a process ends.
 """
@@ -89,13 +90,27 @@ FAILURES = sa.Table(
     sqlite_with_rowid=False,
 )
 
+CORRECTIONS = sa.Table(
+    "corrections",
+    METADATA,
+    sa.Column("job", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("row", sa.Integer, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),  # the row's last one holds
+    sa.Column("correction", sa.Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 
 def _create(connection: sa.Connection) -> None:
     METADATA.create_all(connection, [JOBS, PIECES, ANSWERS, USES, FAILURES])
 
 
+def _add_corrections(connection: sa.Connection) -> None:
+    METADATA.create_all(connection, [CORRECTIONS])
+
+
 # In order; a database remembers how many it has seen. A change of the tables above is a new one at the end.
-MIGRATIONS: list[Callable[[sa.Connection], None]] = [_create]
+MIGRATIONS: list[Callable[[sa.Connection], None]] = [_create, _add_corrections]
 
 
 @dataclass(frozen=True)
@@ -316,6 +331,41 @@ class Store:
         with self._read() as connection:
             rows = connection.execute(query.order_by(FAILURES.c.row).limit(limit))
             return {row: error for row, error in rows}
+
+    def corrections(self, id: str) -> dict[int, dict[str, Any]]:
+        """The corrections of a job's rows that hold, by row number, in order."""
+        query = sa.select(CORRECTIONS.c.row, CORRECTIONS.c.correction).where(CORRECTIONS.c.job == id)
+        with self._read() as connection:
+            rows = connection.execute(query.order_by(CORRECTIONS.c.row, CORRECTIONS.c.number))
+            last = {row: correction for row, correction in rows}  # of a row's corrections
+        return {row: json.loads(correction) for row, correction in last.items()}
+
+    def add_correction(self, id: str, row: int, correction: Mapping[str, Any]) -> bool:
+        """Store a correction of a job's row above those before it; ``False`` if the job is gone."""
+        with self._write() as connection:
+            if not self._lock(connection, id):
+                return False
+            number = (connection.scalar(self._last_correction(id, row)) or 0) + 1
+            new = {"job": id, "row": row, "number": number, "correction": json.dumps(correction)}
+            connection.execute(CORRECTIONS.insert().values(new))
+        return True
+
+    def undo_correction(self, id: str, row: int) -> bool:
+        """Forget the last correction of a job's row, so that the one before it holds; whether there was one."""
+        with self._write() as connection:
+            self._lock(connection, id)
+            number = connection.scalar(self._last_correction(id, row))
+            of_row = (CORRECTIONS.c.job == id) & (CORRECTIONS.c.row == row)
+            done = connection.execute(sa.delete(CORRECTIONS).where(of_row, CORRECTIONS.c.number == number))
+            return done.rowcount == 1
+
+    def _lock(self, connection: sa.Connection, id: str) -> bool:
+        """Let no one else correct or delete the job until the transaction ends; whether it is there."""
+        return connection.scalar(sa.select(JOBS.c.id).where(JOBS.c.id == id).with_for_update()) is not None
+
+    def _last_correction(self, id: str, row: int) -> sa.Select[Any]:
+        of_row = (CORRECTIONS.c.job == id) & (CORRECTIONS.c.row == row)
+        return sa.select(sa.func.max(CORRECTIONS.c.number)).where(of_row)
 
     def commit(
         self,

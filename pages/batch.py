@@ -2,7 +2,8 @@
 
 import math
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import plots
 import ui
 from chains import ChainError
 from chains.batch import layout_of
-from chains.exports import FORMATS, MEDIA_TYPES, SHAPES, write_results
+from chains.exports import FORMATS, GOLD_FORMATS, MEDIA_TYPES, SHAPES, write_gold, write_results
 from chains.registry import MODELS
+from chains.schema import Correction
 from chains.store import Job
 from chains.tables import Table, scan
+from components.row_editor import edit_row
 from plots import TYPES
 
 SAMPLE = Path(__file__).with_name("sample.csv")
@@ -36,8 +39,13 @@ CORRECTIONS: dict[str, tuple[str, dict[Any, str]]] = {
 }
 CORRECTABLE = {"csv": ["encoding", "delimiter", "has_header"], "excel": ["has_header"]}
 FORMAT_NAMES = dict(zip(FORMATS, ("CSV", "JSON Lines", "Parquet", "Excel"), strict=True))
-SHAPE_NAMES = dict(zip(SHAPES, ("One row per text", "One row per name"), strict=True))
+GOLD = "gold"  # beside the SHAPES of results
+SHAPE_NAMES = dict(zip(SHAPES, ("One row per text", "One row per name"), strict=True)) | {
+    GOLD: "Gold set: only corrected rows"
+}
+FILE_NAMES = dict(zip(SHAPE_NAMES, ("results", "names", "gold"), strict=True))
 UNSURE_BELOW = 0.9
+Corrections = Mapping[int, Correction]  # by row number
 # Per parameter, for random weights in bloomz-560m's shape and a short text; only until a job has measured the model.
 SECONDS_PER_PARAMETER = 2e-10
 # What the embedded model takes on two cores (benchmarks/RESULTS.md); no model is faster.
@@ -226,7 +234,9 @@ def show_results(job: Job) -> None:
         frame = ui.get_results(job)
         rows = show_filtered(job, frame)
         ui.show_limit(job, frame)
-        show_download(job, {index + 1 for index in rows.index} if len(rows) < len(frame) else None)
+        corrections = ui.get_jobs().corrections(job.id, owner="")
+        show_editor(job, rows, corrections)
+        show_download(job, corrections, {index + 1 for index in rows.index} if len(rows) < len(frame) else None)
     except ChainError as error:
         ui.show_error(error)
 
@@ -249,6 +259,14 @@ def show_filtered(job: Job, frame: plots.Counts) -> plots.Counts:
     with st.container(horizontal=True):
         is_unsure = st.toggle(f"Only languages less than {UNSURE_BELOW:.0%} probable", key=f"unsure {job.id}")
         only_errors = bool(job.failed) and st.toggle("Only rows with an error", key=f"errors {job.id}")
+        is_corrected = bool(plots.read_results(frame)["corrected"].any())
+        only_corrected = is_corrected and st.toggle("Only corrected rows", key=f"corrected {job.id}")
+        by_doubt = st.toggle(
+            "Least sure first",
+            key=f"doubt {job.id}",
+            help="Rows that the model failed at, then those whose language is least probable. "
+            "How sure it is of a name is not known.",
+        )
     rows = plots.filter_rows(
         frame,
         languages=chosen,
@@ -256,26 +274,89 @@ def show_filtered(job: Job, frame: plots.Counts) -> plots.Counts:
         search=search,
         column=job.text_column,
         only_errors=only_errors,
+        only_corrected=only_corrected,
         below=UNSURE_BELOW if is_unsure else None,
     )
-    ui.show_rows(rows, job.text_column)
+    if by_doubt:
+        rows = plots.least_sure_first(rows, ui.get_answers(job))
+    show_pickable(job, rows)
     return rows
 
 
-def show_download(job: Job, matching: Collection[int] | None) -> None:
+def show_pickable(job: Job, rows: plots.Counts) -> None:
+    """Show rows as a table in which one can be picked; it stays picked when filters move it to another place."""
+    numbers = [index + 1 for index in rows.index[: ui.SHOWN_ROWS]]
+    picked = st.session_state.get(f"picked {job.id}")
+    # Streamlit keeps the place that is picked, not the row: other rows, or one picked by a button, are another table.
+    key = f"rows {job.id} {hash(tuple(numbers))} {st.session_state.get('steps', 0)}"
+    default = [numbers.index(picked)] if picked in numbers else []
+    ui.show_rows(
+        rows,
+        job.text_column,
+        key=key,
+        on_select=partial(pick_row, job.id, key, numbers),
+        selection_mode="single-row",
+        selection_default={"selection": {"rows": default}},
+    )
+
+
+def pick_row(job_id: str, key: str, numbers: list[int]) -> None:
+    places = st.session_state[key]["selection"]["rows"]
+    st.session_state[f"picked {job_id}"] = numbers[places[0]] if places else None
+
+
+def step_to(job_id: str, number: int) -> None:
+    st.session_state[f"picked {job_id}"] = number
+    st.session_state.steps = st.session_state.get("steps", 0) + 1
+
+
+def show_editor(job: Job, rows: plots.Counts, corrections: Corrections) -> None:
+    """Let the user correct the row that is picked, and go to the ones beside it."""
+    answers = ui.get_answers(job)
+    number = st.session_state.get(f"picked {job.id}")
+    if number is None or number - 1 not in answers.index:
+        if len(rows):
+            st.caption("Tick a row at its left to see it whole and to correct its answer.")
+        return
+    numbers = [index + 1 for index in rows.index]
+    place = numbers.index(number) if number in numbers else -1
+    with st.container(border=True):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.subheader(f"Row {number:,}", anchor=False, width="stretch")
+            for label, step in (("Previous", -1), ("Next", 1)):
+                there = place + step
+                is_there = 0 <= there < len(numbers)
+                st.button(
+                    label,
+                    key=f"{label} {job.id}",
+                    on_click=step_to,
+                    args=(job.id, numbers[there] if is_there else number),
+                    disabled=not is_there,
+                )
+        edit_row(job, number, answers, corrections.get(number))
+
+
+def show_download(job: Job, corrections: Corrections, matching: Collection[int] | None) -> None:
     """Let the user take the job's rows home; ``matching`` are the numbers of those that a filter lets through.
 
     Raises ``ChainError`` if they cannot be read or written.
     """
     with st.container(border=True):
         first, second, third = st.columns(3)
-        format = first.selectbox("File format", FORMATS, format_func=FORMAT_NAMES.get, key=f"format {job.id}")
-        shape = second.selectbox("Shape", SHAPES, format_func=SHAPE_NAMES.get, key=f"shape {job.id}")
-        is_whole = matching is None or third.selectbox(
-            "Rows",
-            [True, False],
-            format_func={True: "All that are done", False: f"Only the {len(matching):,} that match"}.get,
-            key=f"range {job.id}",
+        shapes = [*SHAPES, GOLD] if corrections else SHAPES
+        shape = second.selectbox("Shape", shapes, format_func=SHAPE_NAMES.get, key=f"shape {job.id}")
+        formats = GOLD_FORMATS if shape == GOLD else FORMATS
+        key = f"format {job.id} {len(formats)}"
+        format = first.selectbox("File format", formats, format_func=FORMAT_NAMES.get, key=key)
+        is_whole = (
+            shape == GOLD
+            or matching is None
+            or third.selectbox(
+                "Rows",
+                [True, False],
+                format_func={True: "All that are done", False: f"Only the {len(matching):,} that match"}.get,
+                key=f"range {job.id}",
+            )
         )
         neutralise = format == "csv" and st.toggle(
             "Protect spreadsheets from formulas",
@@ -283,6 +364,11 @@ def show_download(job: Job, matching: Collection[int] | None) -> None:
             key=f"neutralise {job.id}",
             help="Puts ' before a cell that begins as a formula does. Without it, cells come back as they were.",
         )
+        if shape == GOLD:
+            st.caption(
+                "Texts with their right answers, to measure a model by (`python -m chains evaluate`) or to train one "
+                "with (`python -m training.lora`). JSON Lines holds languages and names, CSV languages alone."
+            )
         if format == "xlsx":
             st.caption(
                 "Excel holds 1,048,575 rows of cells with up to 32,767 characters; for more, take another format."
@@ -293,13 +379,13 @@ def show_download(job: Job, matching: Collection[int] | None) -> None:
                 with st.spinner("Writing the file…", show_time=True):
                     made = write_file(*wanted)
                 drop_made()
-                st.session_state.made = wanted, *made
+                st.session_state.made = (wanted, corrections), *made
             made_for, lines, path = st.session_state.get("made", (None, 0, None))
-            if made_for == wanted and path.exists():
+            if made_for == (wanted, corrections) and path.exists():
                 st.download_button(
                     f"Download {ui.count_rows(lines)} ({ui.format_bytes(path.stat().st_size)})",
                     path.read_bytes(),
-                    f"{Path(job.name).stem}-{'results' if shape == 'wide' else 'names'}.{format}",
+                    f"{Path(job.name).stem}-{FILE_NAMES[shape]}.{format}",
                     MEDIA_TYPES[format],
                     key="download",
                     type="primary",
@@ -320,6 +406,10 @@ def write_file(
     Raises ``ChainError`` if it cannot be written.
     """
     jobs = ui.get_jobs()
+    if shape == GOLD:
+        with ui.new_file("downloads") as file:
+            lines = write_gold(file, jobs.gold(job_id, owner=""), format=format, neutralise=neutralise)
+        return lines, Path(file.name)
     layout = layout_of(jobs.status(job_id))
     results = jobs.results(job_id, end=None if numbers is None else max(numbers, default=0))
     if numbers is not None:

@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 
 from chains import analysis, batch
 from chains.batch import Chunk, Jobs, answer_base, is_alive, plan_chunks, text_hash, this_process
-from chains.errors import ChainError, ModelError, StoreError, TableError
+from chains.errors import ChainError, CorrectionError, MissingError, ModelError, StoreError, TableError
+from chains.evaluation import read_gold
 from chains.exports import to_record
-from chains.schema import Analysis, Detection, Recognition
+from chains.schema import Analysis, Correction, Detection, Entity, Gold, Mention, Recognition
 from chains.store import Store
 from chains.tables import Row, scan
+from training.gold import read_examples, tasks_of
 
 MODEL = SimpleNamespace(name="fake", version="fake 1 · abc", info=SimpleNamespace(shots=3))
 CONTENT = 'id,text\n1,"one, two"\n2,bad\n3,\n4,four\n5,four\n'
@@ -616,3 +618,112 @@ def done_rows(url):
         return 0
     finally:
         engine.dispose()
+
+
+# Corrections
+
+
+PEOPLE = 'id,text\n1,"😀 Ana, Ana"\n2,bad\n3\n4,four\n5,"=1 < 2"\n'
+SECOND_ANA = Entity(text="Ana", type="person", start=7, end=10)
+
+
+@pytest.fixture
+def finished(jobs, tmp_path):
+    """The id of a finished job whose rows 2 and 3 failed."""
+    id = jobs.submit(make_table(tmp_path, PEOPLE), "text", "fake", owner="ana")
+    assert wait(jobs, id).failed == 2
+    return id
+
+
+def test_a_correction_takes_the_place_of_an_answer_and_leaves_it(jobs, finished):
+    before = list(jobs.results(finished))
+    jobs.correct(finished, 1, Correction(language="french", entities=(SECOND_ANA,)))
+    after = list(jobs.results(finished))
+    assert after[1:] == before[1:]
+    assert after[0][1] == {
+        "language": "french", "language_probability": None, "entities": [SECOND_ANA.model_dump()], "locations": 0,
+        "people": 1, "organizations": 0, "corrected": True, "error": "",
+    }  # fmt: skip
+    assert list(jobs.results(finished, corrected=False)) == before
+    assert list(jobs.results(finished, 1)) == before[1:]
+    jobs.undo(finished, 1)
+    jobs.undo(finished, 1)
+    assert list(jobs.results(finished)) == before
+
+
+def test_a_row_that_the_model_failed_at_can_be_answered(jobs, finished):
+    jobs.correct(finished, 2, Correction(language="unknown"))
+    (_, record) = list(jobs.results(finished))[1]
+    assert (record["language"], record["entities"], record["error"], record["corrected"]) == ("unknown", [], "", True)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"), [(0, "no finished row 0"), (6, "expected one from 1 to 5"), (3, "has no text .* 1 field")]
+)
+def test_a_row_without_a_text_cannot_be_corrected(jobs, finished, row, message):
+    with pytest.raises(CorrectionError, match=message):
+        jobs.correct(finished, row, Correction(language="french"))
+
+
+def test_a_correction_that_does_not_fit_its_row_is_not_stored(jobs, finished):
+    with pytest.raises(CorrectionError, match="'Ana' is not what stands"):
+        jobs.correct(finished, 4, Correction(language="french", entities=(SECOND_ANA,)))
+    assert jobs.corrections(finished) == {}
+
+
+def test_corrections_are_for_those_who_may_see_the_job(jobs, finished):
+    for owner in ("", "bo"):
+        with pytest.raises(MissingError):
+            jobs.correct(finished, 1, Correction(language="french"), owner)
+        with pytest.raises(MissingError):
+            jobs.undo(finished, 1, owner)
+        with pytest.raises(MissingError):
+            jobs.corrections(finished, owner)
+        with pytest.raises(MissingError):
+            list(jobs.gold(finished, owner))
+    jobs.correct(finished, 1, Correction(language="french"), "ana")
+    assert [gold.language for gold in jobs.gold(finished, "ana")] == ["french"]
+
+
+def test_corrections_are_there_in_the_next_process_and_go_with_the_job(make_jobs, jobs, finished):
+    jobs.correct(finished, 1, Correction(language="french"))
+    later = make_jobs(start=False)
+    assert later.corrections(finished) == {1: Correction(language="french")}
+    later.delete(finished)
+    with pytest.raises(MissingError):
+        jobs.correct(finished, 1, Correction(language="french"))
+
+
+def test_corrected_rows_are_gold_that_every_reader_takes(jobs, finished, tmp_path):
+    assert list(jobs.gold(finished)) == []
+    jobs.correct(finished, 5, Correction(language="unknown"))
+    jobs.correct(finished, 1, Correction(language="french", entities=(SECOND_ANA,)))
+    text = "😀 Ana, Ana"
+    assert list(jobs.gold(finished)) == [
+        Gold(text=text, language="french", entities=(SECOND_ANA,)), Gold(text="=1 < 2", language="unknown")
+    ]  # fmt: skip
+    lines, table, safe = tmp_path / "gold.jsonl", tmp_path / "gold.csv", tmp_path / "safe.csv"
+    with lines.open("wb") as one, table.open("wb") as two, safe.open("wb") as three:
+        assert jobs.export_gold(finished, one) == 2
+        assert jobs.export_gold(finished, two, format="csv", neutralise=False) == 2
+        assert jobs.export_gold(finished, three, format="csv") == 2
+    assert json.loads(lines.read_text(encoding="utf-8").splitlines()[0]) == {
+        "text": text, "language": "french", "entities": [{"start": 7, "end": 10, "text": "Ana", "type": "person"}],
+    }  # fmt: skip
+    languages = [(text, "french"), ("=1 < 2", "unknown")]
+    assert read_gold(lines, "language") == read_gold(table, "language") == languages
+    assert read_gold(safe, "language")[1] == ("'=1 < 2", "unknown")
+    assert read_gold(lines, "entities") == [(text, (SECOND_ANA,)), ("=1 < 2", ())]
+    assert tasks_of(lines) == ["language", "entities"] and tasks_of(table) == ["language"]
+    examples = read_examples([lines])
+    assert [(one.task, one.answer) for one in examples[:2]] == [("language", "française"), ("language", "other")]
+    assert examples[2].answer == (Mention(text="Ana", type="person"),)
+    with pytest.raises(ValueError, match="cannot write gold as 'xlsx'"):
+        jobs.export_gold(finished, io.BytesIO(), format="xlsx")
+
+
+def test_answers_of_a_version_that_knew_no_corrections_are_read(jobs, finished):
+    with jobs.store.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE answers SET record = replace(record, '\"corrected\": false, ', '')"))
+        assert connection.scalar(sa.text("SELECT count(*) FROM answers WHERE record LIKE '%corrected%'")) == 0
+    assert [record["corrected"] for _, record in jobs.results(finished)] == [False] * 5

@@ -2,15 +2,17 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from chains import analysis, entities, language, registry
-from chains.__main__ import Progress, delimiter, duration, main
+from chains.__main__ import Progress, delimiter, duration, main, open_jobs
 from chains.errors import ModelError
+from chains.evaluation import read_gold
 from chains.exports import RESULT_COLUMNS
-from chains.schema import Analysis, Detection, Entity, Mention, Recognition
+from chains.schema import Analysis, Correction, Detection, Entity, Mention, Recognition
 from chains.tables import scan
 
 MODEL = SimpleNamespace(name="fake", version="fake 1 · abc", info=SimpleNamespace(shots=3))
@@ -212,7 +214,7 @@ def test_batch_writes_a_line_per_entity_in_every_format(run, table, tmp_path, na
     result = run("batch", table, tmp_path / name, "--shape", "long", "--json")
     assert document(result)["lines"] == lines
     columns, written = read(tmp_path / name)
-    assert columns == ("row", "id", "text", "language", "entity", "type", "start", "end")
+    assert columns == ("row", "id", "text", "language", "entity", "type", "start", "end", "corrected")
     assert written["entity"] == ["Ana", "Lima"] * 2
     assert [str(row) for row in written["row"]] == ["1", "1", "3", "3"]
 
@@ -226,6 +228,31 @@ def test_the_same_batch_again_computes_nothing_and_writes_the_same(run, fake, ta
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
     run("batch", table, tmp_path / "c.csv", "--shots", 5)
     assert len(document(run("jobs", "--json"))["jobs"]) == 2
+
+
+def test_corrected_rows_are_written_as_gold(run, table, tmp_path):
+    run("batch", table, tmp_path / "a.csv")
+    id = document(run("jobs", "--json"))["jobs"][0]["job"]
+    lines, cells = tmp_path / "gold.jsonl", tmp_path / "gold.csv"
+    code, _, problem = run("jobs", "gold", id, lines)
+    assert code == 1 and "No row of job" in problem and not lines.exists()
+    jobs = open_jobs()
+    jobs.correct(id, 1, Correction(language="spanish", entities=(ANA,)))
+    jobs.correct(id, 3, Correction(language="unknown"))
+    jobs.store.close()
+    assert run("jobs", "gold", id, lines)[1] == f"2 corrected rows: {lines}\n"
+    assert read_gold(lines, "entities") == [("Ana vive en Lima.", (ANA,)), ("=1+1", ())]
+    assert document(run("jobs", "gold", id, cells, "--raw-cells", "--json")) == {
+        "job": id, "output": str(cells), "rows": 2
+    }  # fmt: skip
+    assert read_gold(cells, "language") == [("Ana vive en Lima.", "spanish"), ("=1+1", "unknown")]
+    run("jobs", "gold", id, cells)
+    assert read_gold(cells, "language")[1] == ("'=1+1", "unknown")
+    run("jobs", "export", id, tmp_path / "b.csv")
+    assert read(tmp_path / "b.csv")[1]["corrected"] == ["True", "False", "True"]
+    assert run("evaluate", lines, "--task", "entities")[0] == 0
+    assert "There is no job" in run("jobs", "gold", "nothing", lines)[2]
+    assert "Cannot write" in run("jobs", "gold", id, Path("/proc/gold.csv"))[2]
 
 
 def test_jobs_are_listed_exported_renamed_retried_and_deleted(run, fake, table, tmp_path):
@@ -407,6 +434,8 @@ def test_models_lists_what_each_needs_and_what_is_free(run, monkeypatch):
         ["batch", "in.csv", "out.csv", "--engine", "spark"],
         ["jobs", "export", "id"],
         ["jobs", "export", "id", "out.doc"],
+        ["jobs", "gold", "id"],
+        ["jobs", "gold", "id", "out.xlsx"],
         ["batch", "same.csv", "same.csv"],
         ["batch", "in.csv", "no/such/folder/out.csv"],
     ],

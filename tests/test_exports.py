@@ -18,15 +18,24 @@ from pyarrow import parquet
 
 from chains import exports
 from chains.errors import TableError
-from chains.exports import FORMATS, RESULT_COLUMNS, SHAPES, name_result_columns, to_frame, to_record, write_results
-from chains.schema import Analysis, Detection, Entity, Recognition
+from chains.exports import (
+    FORMATS,
+    RESULT_COLUMNS,
+    SHAPES,
+    correct_record,
+    name_result_columns,
+    to_frame,
+    to_record,
+    write_results,
+)
+from chains.schema import Analysis, Correction, Detection, Entity, Recognition
 from chains.tables import MISSING, Layout, Row, scan
 from tests.test_tables import NAUGHTY, cells, csv_tables, names, values, write_csv, write_excel, write_parquet
 
 ANA = Entity(text="Ana", type="person", start=0, end=3)
 LIMA = Entity(text="Lima", type="location", start=12, end=16)
 TEXT = Layout("csv", ("text",), ("text",), types=("text",))
-EMPTY = dict.fromkeys(RESULT_COLUMNS) | {"error": ""}
+EMPTY = dict.fromkeys(RESULT_COLUMNS) | {"corrected": False, "error": ""}
 
 
 def analysis(text="Ana vive en Lima.", language="spanish", probability=0.98765432, entities=()):
@@ -95,6 +104,7 @@ def test_a_record_holds_what_is_known():
         "locations": 1,
         "people": 1,
         "organizations": 0,
+        "corrected": False,
         "error": "",
     }
     assert NONE == EMPTY | {"language": "unknown", "entities": [], "locations": 0, "people": 0, "organizations": 0}
@@ -119,11 +129,11 @@ def test_results_stand_at_the_right_of_every_input_column_and_row():
     frame = to_frame(LAYOUT, zip(ROWS, [BOTH, NONE, FAILED], strict=True))
     assert list(frame.columns) == ["id", "text", *RESULT_COLUMNS]
     assert frame.astype(object).where(frame.notna(), None).to_numpy().tolist() == [
-        ["2", "Ana vive en Lima.", "spanish", 0.987654, ENTITIES, 1, 1, 0, ""],
-        ["1", "", "unknown", None, "[]", 0, 0, 0, ""],
-        ["3", "x", "", None, "", None, None, None, "no reply"],
+        ["2", "Ana vive en Lima.", "spanish", 0.987654, ENTITIES, 1, 1, 0, False, ""],
+        ["1", "", "unknown", None, "[]", 0, 0, 0, False, ""],
+        ["3", "x", "", None, "", None, None, None, False, "no reply"],
     ]
-    expected = ["str", "str", "str", "Float64", "str", "Int64", "Int64", "Int64", "str"]
+    expected = ["str", "str", "str", "Float64", "str", "Int64", "Int64", "Int64", "bool", "str"]
     assert [str(dtype) for dtype in frame.dtypes] == expected
 
 
@@ -138,6 +148,26 @@ def test_a_frame_holds_every_cell_as_text():
     layout = Layout("jsonl", ("a", "b", "c", "d", "e"), ("a", "b", "c", "d", "e"))
     row = Row(1, (None, MISSING, [1, "é"], 1.5, "half \ud800"))
     assert to_frame(layout, [(row, EMPTY)]).iloc[0, :5].tolist() == ["", "", '[1, "é"]', "1.5", "half ?"]
+
+
+@pytest.mark.parametrize("record", [BOTH, FAILED])
+def test_a_corrected_row_has_the_answer_of_the_person_and_says_so(record):
+    corrected = correct_record(record, Correction(language="unknown", entities=(LIMA,)))
+    expected = {
+        "language": "unknown", "language_probability": None, "entities": [LIMA.model_dump()],
+        "locations": 1, "people": 0, "organizations": 0, "corrected": True, "error": "",
+    }  # fmt: skip
+    assert corrected == expected and not record["corrected"]
+    row = Row(1, ("7", "Ana vive en Lima."))
+    assert read_json_lines(write(LAYOUT, [row], [corrected], format="jsonl")) == [
+        {"id": "7", "text": "Ana vive en Lima."} | expected
+    ]
+    assert read_csv(write(LAYOUT, [row], [corrected], shape="long"))[1][-2:] == ["16", "True"]
+    assert parquet.read_table(io.BytesIO(write(LAYOUT, [row], [corrected], format="parquet"))).to_pylist()[0][
+        "corrected"
+    ]
+    assert excel_values(write(LAYOUT, [row], [corrected], format="xlsx"))[1][8] is True
+    assert to_frame(LAYOUT, [(row, corrected)])["corrected"].tolist() == [True]
 
 
 def test_an_input_column_is_never_overwritten():
@@ -156,9 +186,9 @@ def test_wide_csv_has_a_row_per_text():
     assert content.startswith(b"\xef\xbb\xbfid,text,language,")
     assert content.count(b"\r\n") == 4
     assert read_csv(content)[1:] == [
-        ["2", "Ana vive en Lima.", "spanish", "0.987654", ENTITIES, "1", "1", "0", ""],
-        ["1", "", "unknown", "", "[]", "0", "0", "0", ""],
-        ["3", "x", "", "", "", "", "", "", "no reply"],
+        ["2", "Ana vive en Lima.", "spanish", "0.987654", ENTITIES, "1", "1", "0", "False", ""],
+        ["1", "", "unknown", "", "[]", "0", "0", "0", "False", ""],
+        ["3", "x", "", "", "", "", "", "", "False", "no reply"],
     ]
 
 
@@ -167,9 +197,9 @@ def test_long_csv_has_a_row_per_entity():
     target = io.BytesIO()
     assert write_results(target, layout, zip(ROWS, [BOTH, NONE, FAILED], strict=True), shape="long") == 2
     assert read_csv(target.getvalue()) == [
-        ["row", "type", "text", "language", "entity", "type (result)", "start", "end"],
-        ["1", "2", "Ana vive en Lima.", "spanish", "Ana", "person", "0", "3"],
-        ["1", "2", "Ana vive en Lima.", "spanish", "Lima", "location", "12", "16"],
+        ["row", "type", "text", "language", "entity", "type (result)", "start", "end", "corrected"],
+        ["1", "2", "Ana vive en Lima.", "spanish", "Ana", "person", "0", "3", "False"],
+        ["1", "2", "Ana vive en Lima.", "spanish", "Lima", "location", "12", "16", "False"],
     ]
 
 
@@ -193,6 +223,7 @@ def test_an_entity_is_neutralised_and_a_number_is_not():
         "person",
         "0",
         "4",
+        "False",
     ]
 
 
@@ -252,6 +283,7 @@ def test_parquet_has_entities_as_structs_and_numbers_as_numbers():
         "locations": "int64",
         "people": "int64",
         "organizations": "int64",
+        "corrected": "bool",
         "error": "string",
     }
     assert written.to_pylist() == [

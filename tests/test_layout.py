@@ -14,8 +14,9 @@ README = ROOT / "README.md"
 # A module imports from its own level or the ones before it; within a level there are no circles.
 LEVELS = [
     {"schema", "errors", "config"},
-    {"prompts", "parsers", "metrics", "statistics", "reports", "adapters", "bloom", "decoding", "weights", "grounding", "spans", "windows"}
-    | {"files", "textfiles", "rows", "readers", "tables", "exports", "store", "queue"},
+    {"prompts", "parsers", "metrics", "adapters", "bloom", "decoding", "weights", "grounding", "spans", "windows"}
+    | {"files", "textfiles", "rows", "readers", "tables", "exports", "store", "queue", "corrections"}
+    | {"statistics", "reports"},
     {"pipeline", "remote"},
     {"registry"},
     {"language", "entities"},
@@ -23,6 +24,7 @@ LEVELS = [
     {"batch"},
     {"cluster"},
     {"evaluation"},
+    {"runs"},
 ]
 EDGES = {
     "streamlit",
@@ -32,6 +34,7 @@ EDGES = {
     "gateway",
     "plots",
     "pages",
+    "components",
     "training",
     "benchmarks",
     "streamlit_app",
@@ -87,7 +90,7 @@ def test_no_core_modules_import_each_other_in_a_circle():
 @pytest.mark.parametrize(
     "module",
     ["schema", "errors", "config", "prompts", "parsers", "spans", "windows", "textfiles", "rows", "readers", "tables"]
-    + ["files", "exports", "store", "remote", "queue"],
+    + ["files", "exports", "store", "remote", "queue", "corrections"],
 )
 def test_modules_that_know_no_model_import_neither_torch_nor_transformers(module):
     path = ROOT / "chains" / f"{module}.py"
@@ -95,8 +98,8 @@ def test_modules_that_know_no_model_import_neither_torch_nor_transformers(module
         assert not {name.split(".")[0] for name in imports(path)} & {"torch", "transformers"}
 
 
-def test_pages_import_only_streamlit_ui_plots_chains_and_the_standard_library():
-    allowed = {"streamlit", "ui", "plots", "chains", *sys.stdlib_module_names}
+def test_pages_import_only_streamlit_ui_plots_components_chains_and_the_standard_library():
+    allowed = {"streamlit", "ui", "plots", "components", "chains", *sys.stdlib_module_names}
     for path in sorted((ROOT / "pages").glob("*.py")):
         assert {name.split(".")[0] for name in imports(path)} <= allowed, path.name
 

@@ -129,6 +129,58 @@ def test_failures_are_listed_by_row_and_mended(store):
     assert store.get_job("a").failed == 2
 
 
+def test_the_last_correction_of_a_row_holds_until_it_is_undone(store):
+    store.add_job(JOB)
+    store.add_job(replace(JOB, id="b"))
+    for row, language in ((5, "french"), (2, "spanish"), (5, "unknown")):
+        assert store.add_correction("a", row, {"language": language, "entities": [{"text": "\0 é 😀"}]})
+    assert list(store.corrections("a")) == [2, 5]
+    assert store.corrections("a")[5] == {"language": "unknown", "entities": [{"text": "\0 é 😀"}]}
+    assert store.corrections("b") == {}
+    assert store.undo_correction("a", 5)
+    assert store.corrections("a")[5]["language"] == "french"
+    assert store.undo_correction("a", 5)
+    assert list(store.corrections("a")) == [2]
+    assert not store.undo_correction("a", 5)
+    assert not store.undo_correction("a", 1)
+
+
+def test_corrections_go_with_their_job(store):
+    store.add_job(JOB)
+    assert store.add_correction("a", 1, {"language": "french"})
+    store.delete_job("a")
+    assert count(store, "corrections") == 0
+    assert not store.add_correction("a", 1, {"language": "french"})
+    assert not store.undo_correction("a", 1)
+
+
+def test_people_who_correct_a_row_at_once_lose_nothing(store):
+    store.add_job(JOB)
+    threads = [
+        threading.Thread(target=lambda: [store.add_correction("a", 1, {"number": number}) for number in range(5)])
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert count(store, "corrections") == 30
+    assert store.corrections("a") == {1: {"number": 4}}
+
+
+def test_a_database_of_the_first_version_gets_its_corrections(database_url, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "MIGRATIONS", store_module.MIGRATIONS[:1])
+        store = Store(database_url)
+        store.add_job(JOB)
+        assert "corrections" not in sa.inspect(store.engine).get_table_names()
+        store.close()
+    store = Store(database_url)
+    assert store.add_correction("a", 1, {"language": "french"})
+    assert store.corrections("a") == {1: {"language": "french"}}
+    store.close()
+
+
 def test_a_deleted_job_takes_what_only_it_used(store, tmp_path):
     file = tmp_path / "file"
     file.write_bytes(b"content")
