@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 from chains.errors import TableError
 from chains.metrics import find_overlap
 from chains.prompts import load_task
-from chains.reports import TASKS, Answers, TaskName, report_scores, wrong_rows
+from chains.reports import TASKS, Answers, TaskName, answer_rows, report_scores
 from chains.schema import UNKNOWN, Entity
 from chains.tables import scan, text_of
 
@@ -275,7 +275,8 @@ def evaluate(
         "seconds": seconds,
         "texts_per_second": len(texts) / seconds if seconds else 0.0,
     }
-    wrong = [{name: row[name] for name in ("text", "gold", "predicted")} for row in wrong_rows(answers)[:keep_wrong]]
+    rows = [row for row in answer_rows(answers) if not row["right"]]
+    wrong = [{name: row[name] for name in ("text", "gold", "predicted")} for row in rows[:keep_wrong]]
     return about | report_scores(answers) | ({"wrong": wrong} if keep_wrong else {})
 
 

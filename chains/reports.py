@@ -20,8 +20,8 @@ from chains.statistics import (
 )
 
 __all__ = [
-    "HEADLINES", "TASKS", "Answers", "Comparison", "TaskName", "compare_runs", "differing_rows", "error_rows",
-    "report_scores", "wrong_rows",
+    "HEADLINES", "TASKS", "Answers", "Comparison", "TaskName", "answer_rows", "compare_runs", "differing_rows",
+    "error_rows", "report_scores",
 ]  # fmt: skip
 
 TaskName = Literal["language", "entities"]
@@ -147,21 +147,21 @@ def compare_runs(baseline: Answers, others: Sequence[Answers]) -> list[Compariso
     return [Comparison(len(shared), *both, values) for both, values in zip(found, adjusted, strict=True)]
 
 
-def wrong_rows(answers: Answers) -> list[Row]:
-    """The rows that are not answered as their gold says: ``row``, ``text``, ``gold``, ``predicted``, …
-
-    and ``probability`` of a language, ``problem`` of a text without an answer. Answers are as JSON has them.
-    """
-    places = [place for place, right in enumerate(answers.is_right()) if not right]
-    return [_to_row(answers, place) for place in places]
-
-
-def _to_row(answers: Answers, place: int) -> Row:
-    row = {"row": answers.numbers[place], "text": answers.texts[place]}
-    row |= {"gold": _to_json(answers.gold[place]), "predicted": _to_json(answers.predicted[place])}
-    if answers.task == "language":
-        row["probability"] = answers.probabilities[place]
-    return row | {"problem": answers.problems[place]}
+def answer_rows(answers: Answers) -> list[Row]:
+    """Every row: ``row``, ``text``, ``gold``, ``predicted`` (as JSON has them), whether it is ``right``,
+    ``probability`` (of a language) and ``problem``."""
+    return [
+        {
+            "row": answers.numbers[place],
+            "text": answers.texts[place],
+            "gold": _to_json(answers.gold[place]),
+            "predicted": _to_json(answers.predicted[place]),
+            "right": right,
+            "probability": answers.probabilities[place],
+            "problem": answers.problems[place],
+        }
+        for place, right in enumerate(answers.is_right())
+    ]
 
 
 def _to_json(answer: str | tuple[Entity, ...]) -> Any:
