@@ -394,7 +394,7 @@ def draw_scores(scores: pd.DataFrame) -> Chart:
     """A point per ``run`` with its ``value`` and, as a line, the interval from ``low`` to ``high``; in table order."""
     axis = alt.Axis(format=".1%", labelColor=INK, labelFontSize=12, tickCount=5)
     base = alt.Chart(scores).encode(
-        y=alt.Y("run:N", title=None, sort=None, axis=_name_axis()),
+        y=alt.Y("run:N", title=None, sort=None, axis=_name_axis(label_limit=320)),
         tooltip=["run:N", *(alt.Tooltip(f"{name}:Q", format=".1%") for name in ("value", "low", "high"))],
     )
     x = alt.X("low:Q", title=None, scale=alt.Scale(zero=False, nice=True), axis=axis)
@@ -430,8 +430,8 @@ def _draw_bars(
     return alt.layer(bars, words).properties(height=height * max(1, counts[name].nunique()) + 10)
 
 
-def _name_axis() -> alt.Axis:
-    return alt.Axis(labelLimit=170, labelFontSize=13, labelColor=INK, ticks=False, domain=False, grid=False)
+def _name_axis(label_limit: int = 170) -> alt.Axis:
+    return alt.Axis(labelLimit=label_limit, labelFontSize=13, labelColor=INK, ticks=False, domain=False, grid=False)
 
 
 def _colour(field: str, *, legend: bool = False) -> alt.Color:

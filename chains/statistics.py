@@ -156,9 +156,9 @@ def _resample(counts: Counts, rng: np.random.Generator) -> dict[str, Floats]:
 def _shuffle(first: Counts, second: Counts, rng: np.random.Generator) -> dict[str, Floats]:
     """Of ``SHUFFLES`` random swaps of the two answers to a text, the differences of each score."""
     patterns, numbers = _group(np.stack([first, second], axis=1))
-    moved = patterns.reshape(len(patterns), 2, -1)
-    moved = moved[:, 1] - moved[:, 0]  # what the first run wins and the second loses when a text is swapped
     shape = first.shape[1:]
+    middle = int(np.prod(shape))
+    moved = patterns[:, middle:] - patterns[:, :middle]  # what the first run wins and the second loses by a swap
     parts = []
     for size in _blocks(SHUFFLES, len(numbers)):
         swapped = (rng.binomial(numbers, 0.5, (size, len(numbers))) @ moved).reshape(size, *shape)

@@ -79,7 +79,7 @@ def drop_gold() -> None:
 def list_sources(runs: Sequence[Job]) -> dict[Source, str]:
     """Where a gold set may come from, each in words."""
     jobs = ui.get_jobs()
-    sources = {(UPLOAD, ""): "A file with the right answers", (SAMPLES, ""): "Sample: 70 texts with both"}
+    sources = {(SAMPLES, ""): "Sample: 70 texts", (UPLOAD, ""): "A file with the right answers…"}
     for job in [job for job in jobs.list(owner="") if job.done and not is_run(job)][:MAX_SOURCES]:
         if corrections := jobs.corrections(job.id, owner=""):
             sources[CORRECTED, job.id] = f"{ui.count_rows(len(corrections))} corrected in {job.name}"
@@ -308,9 +308,7 @@ def show_scores(run: Job, task: TaskName) -> None:
             errors = error_rows(answers)
             st.subheader("What goes wrong with names?", anchor=False)
             picked = show_chart(plots.count_errors(errors), plots.draw_errors, f"errors {run.id}")
-            st.caption(
-                "Wrong boundary: the right kind at a place that only overlaps. Not a name: nothing of its kind is there."
-            )
+            st.caption("Wrong boundary: the right kind at a place that only overlaps.")
     if task == "language":
         with left.container(border=True):
             st.subheader("Do probabilities keep their word?", anchor=False)
@@ -358,7 +356,7 @@ def show_calibration(run: Job, report: dict[str, Any]) -> None:
         st.caption("This model gives no probabilities.")
         return
     bins = plots.list_bins(report["calibration"])
-    show_chart(bins, plots.draw_calibration, f"calibration {run.id}")
+    show_chart(bins, plots.draw_calibration, f"calibration {run.id}", is_picked=False)
     error = percent(report["calibration"]["expected_error"])
     st.caption(
         f"Expected calibration error: {error}, by which probabilities are off on average. Below the dashed line the "
@@ -418,9 +416,8 @@ def show_errors(run: Job, errors: Sequence[dict[str, Any]], picked: Sequence[dic
             for label, side in (("Right", "gold"), ("Answered", "predicted")):
                 text, entities = cut_around(error, side)
                 marked = ui.entity_html(text, entities)
-                st.html(
-                    f'<div style="display:flex;gap:.8em"><b style="min-width:5.5em;line-height:2">{label}</b>{marked}</div>'
-                )
+                name = f'<b style="min-width:5.5em;line-height:2">{label}</b>'
+                st.html(f'<div style="display:flex;gap:.8em">{name}{marked}</div>')
     if len(errors) > shown:
         st.button("Show more", key="more errors", on_click=st.session_state.update, kwargs={key: shown + LISTED})
 
@@ -464,13 +461,11 @@ def download(label: str, data: str | bytes, file_name: str) -> None:
 
 def write_csv(rows: Sequence[dict[str, Any]]) -> bytes:
     """The rows as CSV for spreadsheets; lists of entities as JSON."""
-    cells = [
-        {
-            key: json.dumps(cell, ensure_ascii=False) if isinstance(cell, (list, dict)) else cell
-            for key, cell in row.items()
-        }
-        for row in rows
-    ]
+
+    def write(cell: Any) -> Any:
+        return json.dumps(cell, ensure_ascii=False) if isinstance(cell, (list, dict)) else cell
+
+    cells = [{key: write(cell) for key, cell in row.items()} for row in rows]
     return plots.to_csv(plots.Counts(cells))
 
 
