@@ -4,20 +4,24 @@ Tables are counted here, so that a chart gets a few dozen numbers however many r
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import altair as alt
 import pandas as pd
 
 from chains.exports import FORMULA_STARTS, RESULT_COLUMNS, correct_record
+from chains.metrics import ERROR_KINDS
 from chains.schema import UNKNOWN, Correction
 
 __all__ = [
-    "LANGUAGES", "TYPES", "TypeStyle", "correct_mentions", "correct_results", "count_languages", "count_names",
-    "count_types", "count_types_by_language", "draw_languages", "draw_names", "draw_probabilities", "draw_types",
-    "draw_types_by_language", "filter_rows", "label_language", "least_sure_first", "list_names", "pick_rows",
-    "read_mentions", "read_results", "to_csv",
+    "ERROR_WORDS", "LANGUAGES", "TYPES", "TypeStyle", "correct_mentions", "correct_results", "count_confusions",
+    "count_errors", "count_languages", "count_names", "count_types", "count_types_by_language", "draw_calibration",
+    "draw_confusions", "draw_errors", "draw_languages", "draw_names", "draw_probabilities", "draw_scores", "draw_types",
+    "draw_types_by_language", "filter_rows", "label_language", "least_sure_first", "list_bins", "list_names",
+    "pick_rows", "read_mentions", "read_results", "to_csv",
 ]  # fmt: skip
 
 
@@ -42,6 +46,9 @@ TYPES: dict[str, TypeStyle] = {
     "organization": TypeStyle("Organization", "Organizations", "ORG", "#009E73", "#00563F", "#5FD9B3", "dotted"),
 }
 LANGUAGES: dict[str, str] = {"english": "English", "spanish": "Spanish", "french": "French", UNKNOWN: "Not sure"}
+ERROR_WORDS: dict[str, str] = dict(
+    zip(ERROR_KINDS, ("Missed", "Not a name", "Wrong kind", "Wrong boundary"), strict=True)
+)
 NEUTRAL = "#7A8699"
 INK = "currentColor"  # the page's own text colour, light or dark; works because Streamlit draws charts as SVG
 FADED = 0.35
@@ -202,6 +209,44 @@ def count_types_by_language(mentions: pd.DataFrame) -> pd.DataFrame:
     return groups[["language", "language_label", "type", "label", "count"]]
 
 
+def count_confusions(matrix: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    """A cell per row of a confusion matrix of languages (``metrics.language_scores``), empty cells too: ``gold``,
+    ``predicted``, ``count``, ``share`` of its gold, whether it ``is_right``, and both in words."""
+    cells = [
+        {
+            "gold": gold,
+            "predicted": predicted,
+            "count": count,
+            "share": count / sum(row) if count else 0.0,
+            "is_right": gold == predicted,
+            "gold_label": label_language(gold),
+            "predicted_label": label_language(predicted),
+        }
+        for gold, row in zip(matrix["labels"], matrix["rows"], strict=False)  # a column without a row: no answer
+        for predicted, count in zip(matrix["labels"], row, strict=True)
+    ]
+    columns = ["gold", "predicted", "count", "share", "is_right", "gold_label", "predicted_label"]
+    return pd.DataFrame(cells, columns=columns)
+
+
+def list_bins(calibration: Mapping[str, Any]) -> pd.DataFrame:
+    """The bins of a calibration that hold answers: ``low``, ``high``, ``count``, ``probability`` and ``accuracy``."""
+    bins = [one for one in calibration["bins"] if one["count"]]
+    return pd.DataFrame(bins, columns=["low", "high", "count", "probability", "accuracy"])
+
+
+def count_errors(errors: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """``kind``, ``type``, both in words (``kind_label``, ``label``) and ``count`` of the entity errors that occur."""
+    counts = Counter((error["kind"], error["type"]) for error in errors)
+    found = [
+        (kind, type_, ERROR_WORDS[kind], TYPES[type_].many, counts[kind, type_])
+        for kind in ERROR_WORDS
+        for type_ in TYPES
+        if counts[kind, type_]
+    ]
+    return pd.DataFrame(found, columns=["kind", "type", "kind_label", "label", "count"])
+
+
 def to_csv(counts: Counts) -> bytes:
     """The table as CSV for spreadsheets: with a byte order mark, and ``'`` before text that would be a formula."""
     safe = counts.map(lambda cell: f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) else cell)
@@ -272,6 +317,94 @@ def draw_probabilities(probabilities: Mapping[str, float], threshold: float | No
     return alt.layer(*layers).properties(height=BAR_HEIGHT * len(data) + 10)
 
 
+def draw_confusions(counts: pd.DataFrame) -> Chart:
+    """A confusion matrix, rows gold; the tint is the share of the row. The selection ``picked`` holds both sides."""
+    picked = alt.selection_point(name="picked", fields=["gold", "predicted"])
+    order = list(dict.fromkeys(counts["predicted_label"]))
+    axis: dict[str, Any] = {
+        "labelFontSize": 13,
+        "titleFontSize": 13,
+        "labelColor": INK,
+        "titleColor": INK,
+        "labelLimit": 120,
+    }
+    axis |= {"ticks": False, "domain": False}
+    base = alt.Chart(counts).encode(
+        x=alt.X("predicted_label:N", title="Answered", sort=order, axis=alt.Axis(orient="top", labelAngle=0, **axis)),
+        y=alt.Y("gold_label:N", title="Right", sort=order, axis=alt.Axis(**axis)),
+        tooltip=[
+            alt.Tooltip("gold_label:N", title="right"),
+            alt.Tooltip("predicted_label:N", title="answered"),
+            alt.Tooltip("count:Q", format=","),
+            alt.Tooltip("share:Q", format=".1%"),
+        ],
+    )
+    # Words of the page's colour stand on the tint, in either theme: it never gets darker than half.
+    cells = base.mark_rect(cursor="pointer", cornerRadius=4, strokeWidth=2).encode(
+        color=alt.condition("datum.is_right", alt.value(TYPES["location"].fill), alt.value(TYPES["person"].fill)),
+        fillOpacity=alt.FillOpacity("share:Q", scale=alt.Scale(domain=[0, 1], range=[0.04, 0.5]), legend=None),
+        stroke=alt.condition(
+            alt.param("picked", empty=False), alt.ColorValue(INK), alt.ColorValue("transparent"), empty=False
+        ),
+    )
+    words = base.mark_text(fontSize=14, color=INK).encode(text=alt.Text("count:Q", format=","))
+    return alt.layer(cells.add_params(picked), words).properties(height=46 * max(1, counts["gold"].nunique()) + 50)
+
+
+def draw_calibration(bins: pd.DataFrame) -> Chart:
+    """A reliability diagram: how often answers of one probability are right; on the dashed line, as often as said.
+
+    The area of a point is its number of answers.
+    """
+    percent = alt.Axis(format=".0%", labelColor=INK, titleColor=INK, labelFontSize=12, titleFontSize=13)
+    scale = alt.Scale(domain=[0, 1])
+    ideal = alt.Chart(pd.DataFrame({"probability": [0.0, 1.0], "accuracy": [0.0, 1.0]}))
+    line = ideal.mark_line(strokeDash=[5, 4], color=NEUTRAL, size=1.5)
+    base = alt.Chart(bins).encode(
+        tooltip=[
+            alt.Tooltip("probability:Q", title="mean probability", format=".1%"),
+            alt.Tooltip("accuracy:Q", title="right", format=".1%"),
+            alt.Tooltip("count:Q", title="answers", format=","),
+        ]
+    )
+    path = base.mark_line(color=TYPES["location"].fill, size=1.5)
+    points = base.mark_circle(color=TYPES["location"].fill, opacity=0.9).encode(
+        size=alt.Size("count:Q", scale=alt.Scale(domainMin=0, range=[30, 500]), legend=None)
+    )
+    x = alt.X("probability:Q", title="Probability of the answer", scale=scale, axis=percent)
+    y = alt.Y("accuracy:Q", title="Share that is right", scale=scale, axis=percent)
+    return alt.layer(*(layer.encode(x=x, y=y) for layer in (line, path, points))).properties(height=300)
+
+
+def draw_errors(counts: pd.DataFrame) -> Chart:
+    """Bars per kind of entity error, one for each type. The selection ``picked`` holds ``kind`` and ``type``."""
+    labels = [style.many for style in TYPES.values()]
+    return _draw_bars(
+        counts,
+        "kind_label",
+        "count",
+        fields=["kind", "type"],
+        colour=_colour("label", legend=True),
+        tooltip=["kind_label:N", "label:N", "count:Q"],
+        offset=alt.YOffset("label:N", sort=labels, bandPosition=0.5, scale=alt.Scale(paddingInner=0.1)),
+        sort=list(ERROR_WORDS.values()),
+        height=3 * 20 + 14,
+    )
+
+
+def draw_scores(scores: pd.DataFrame) -> Chart:
+    """A point per ``run`` with its ``value`` and, as a line, the interval from ``low`` to ``high``; in table order."""
+    axis = alt.Axis(format=".1%", labelColor=INK, labelFontSize=12, tickCount=5)
+    base = alt.Chart(scores).encode(
+        y=alt.Y("run:N", title=None, sort=None, axis=_name_axis(label_limit=320)),
+        tooltip=["run:N", *(alt.Tooltip(f"{name}:Q", format=".1%") for name in ("value", "low", "high"))],
+    )
+    x = alt.X("low:Q", title=None, scale=alt.Scale(zero=False, nice=True), axis=axis)
+    interval = base.mark_rule(size=3, color=NEUTRAL).encode(x=x, x2="high:Q")
+    point = base.mark_circle(size=140, opacity=1, color=TYPES["location"].fill).encode(x="value:Q")
+    return alt.layer(interval, point).properties(height=36 * max(1, len(scores)) + 40)
+
+
 def _draw_bars(
     counts: pd.DataFrame,
     name: str,
@@ -299,8 +432,8 @@ def _draw_bars(
     return alt.layer(bars, words).properties(height=height * max(1, counts[name].nunique()) + 10)
 
 
-def _name_axis() -> alt.Axis:
-    return alt.Axis(labelLimit=170, labelFontSize=13, labelColor=INK, ticks=False, domain=False, grid=False)
+def _name_axis(label_limit: int = 170) -> alt.Axis:
+    return alt.Axis(labelLimit=label_limit, labelFontSize=13, labelColor=INK, ticks=False, domain=False, grid=False)
 
 
 def _colour(field: str, *, legend: bool = False) -> alt.Color:

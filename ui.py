@@ -205,6 +205,7 @@ def navigate() -> StreamlitPage:
             st.Page("pages/single_text.py", title="Single text", icon=":material/short_text:", default=True),
             st.Page("pages/batch.py", title="Batch", icon=":material/table_rows:"),
             st.Page("pages/charts.py", title="Charts", icon=":material/bar_chart:"),
+            st.Page("pages/evaluation.py", title="Evaluation", icon=":material/rule:"),
         ]
     )
 

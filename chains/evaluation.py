@@ -4,32 +4,38 @@ import gzip
 import random
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from pydantic import BaseModel, Field, ValidationError
 
 from chains.errors import TableError
-from chains.metrics import entity_scores, language_scores
+from chains.metrics import find_overlap
 from chains.prompts import load_task
+from chains.reports import TASKS, Answers, TaskName, answer_rows, report_scores
 from chains.schema import UNKNOWN, Entity
 from chains.tables import scan, text_of
 
 if TYPE_CHECKING:
     from chains.registry import Model
 
-__all__ = ["TASKS", "EntityGold", "LanguageGold", "TaskName", "evaluate", "read_gold"]
+__all__ = [
+    "TASKS", "EntityGold", "GoldRow", "LanguageGold", "TaskName", "evaluate", "read_gold", "read_gold_set", "tasks_of",
+]  # fmt: skip
 
-TaskName = Literal["language", "entities"]
-TASKS: tuple[TaskName, ...] = ("language", "entities")
+# The column that holds a task's answers.
+COLUMNS: dict[TaskName, str] = {"language": "language", "entities": "entities"}
 # A text and its gold answer.
 LanguageGold = list[tuple[str, str]]
 EntityGold = list[tuple[str, tuple[Entity, ...]]]
 Progress = Callable[[int, int], None]
 # Texts that are asked at once: enough for batches of equally long texts, few enough to report progress.
 CHUNK = 256
+MAX_TEXTS = 100_000
 Answer = TypeVar("Answer")
+Line = TypeVar("Line", bound=BaseModel)
 
 
 class GoldSpan(BaseModel, strict=True):
@@ -48,6 +54,23 @@ class GoldLine(BaseModel, strict=True):
     entities: list[GoldSpan]
 
 
+class GoldSetLine(BaseModel, strict=True):
+    """One line of a gold set for both tasks, where some rows have no answer to one of them."""
+
+    text: str
+    entities: list[GoldSpan] | None = None
+    language: str | None = None
+
+
+@dataclass(frozen=True)
+class GoldRow:
+    """A text and what is right: its language, its entities, or both; ``None`` where nothing is known."""
+
+    text: str
+    language: str | None = None
+    entities: tuple[Entity, ...] | None = None
+
+
 @overload
 def read_gold(path: Path, task: Literal["language"]) -> LanguageGold: ...
 @overload
@@ -62,54 +85,100 @@ def read_gold(path: Path, task: TaskName) -> LanguageGold | EntityGold:
     Raises:
         TableError: the file cannot be read, is empty, or has a wrong answer; the message names the row or line.
     """
-    return _read_languages(path) if task == "language" else _read_entities(_read(path), path.name)
+    if task == "language":
+        return _read_languages(path, path.name)
+    types = tuple(load_task("entities").labels)
+    return list(_read_lines(path, path.name, GoldLine, lambda line: (line.text, _check_spans(line, types))))
 
 
-def _read(path: Path) -> bytes:
+def tasks_of(path: Path, name: str = "") -> list[TaskName]:
+    """The tasks that a gold file has answers to, by its columns.
+
+    Raises:
+        TableError: it cannot be read or has answers to none.
+    """
+    name = name or path.name
+    layout = scan(path, name=name, has_header=True).layout
+    readable = TASKS if layout.kind == "jsonl" else ("language",)
+    tasks = [task for task in readable if {"text", COLUMNS[task]} <= set(layout.columns)]
+    if not tasks:
+        raise TableError(
+            f"{name!r} has the columns {', '.join(map(repr, layout.columns))}: expected 'text', and 'language' "
+            "(a label) or 'entities' (spans, in JSON Lines)."
+        )
+    return tasks
+
+
+def read_gold_set(path: Path, name: str = "") -> list[GoldRow]:
+    """All that a gold file knows, in file order: of a table the languages, of JSON Lines languages, entities or both.
+
+    In JSON Lines with entities, a row may leave out ``language`` or ``entities``, or have ``null`` there.
+
+    Raises:
+        TableError: as of ``read_gold`` and ``tasks_of``; or there are more than ``MAX_TEXTS`` rows.
+    """
+    name = name or path.name
+    if "entities" in tasks_of(path, name):
+        types = tuple(load_task("entities").labels)
+        rows = list(_read_lines(path, name, GoldSetLine, lambda line: _check_row(line, types)))
+    else:
+        rows = [GoldRow(text, language) for text, language in _read_languages(path, name)]
+    if len(rows) > MAX_TEXTS:
+        raise TableError(
+            f"The gold set {name!r} has {len(rows):,} texts: expected at most {MAX_TEXTS:,}. A random sample of it "
+            "gives the same scores."
+        )
+    return rows
+
+
+def _read(path: Path, name: str) -> bytes:
     try:
         content = path.read_bytes()
         # By its first bytes, not its name: a download may have either.
         return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise TableError(f"Cannot read the gold set {str(path)!r}: {reason}. Give the path of a whole file.") from error
+        raise TableError(f"Cannot read the gold set {name!r}: {reason}. Give the path of a whole file.") from error
 
 
-def _read_languages(path: Path) -> LanguageGold:
-    table = scan(path, has_header=True)
+def _read_languages(path: Path, name: str) -> LanguageGold:
+    table = scan(path, name=name, has_header=True)
     text_column, label_column = table.column("text"), table.column("language")
-    labels = tuple(load_task("language").labels)
-    names = {**{label: label for label in labels}, UNKNOWN: UNKNOWN, "other": UNKNOWN}
     gold = []
     for row in table.rows():
         text, error = text_of(row, text_column)
         label, _ = text_of(row, label_column)
         if error:
-            raise TableError(f"{table.name!r}: {error}")
-        if label not in names:
-            expected = ", ".join(names)
-            raise TableError(
-                f"Row {row.number} of {table.name!r} has the language {label!r}: expected one of {expected}."
-            )
-        gold.append((text, names[label]))
+            raise TableError(f"{name!r}: {error}")
+        try:
+            gold.append((text, _check_language(label)))
+        except ValueError as problem:
+            raise TableError(f"Row {row.number} of {name!r} has {problem}") from problem
     return gold
 
 
-def _read_entities(content: bytes, name: str) -> EntityGold:
-    types = tuple(load_task("entities").labels)
+def _check_language(label: str) -> str:
+    labels = tuple(load_task("language").labels)
+    if label not in (*labels, UNKNOWN, "other"):
+        raise ValueError(f"the language {label!r}: expected one of {', '.join((*labels, UNKNOWN, 'other'))}.")
+    return label if label in labels else UNKNOWN
+
+
+def _read_lines(path: Path, name: str, model: type[Line], check: Callable[[Line], Answer]) -> Iterator[Answer]:
+    """What ``check`` makes of each line that is not blank, read as ``model``; it may raise ``ValueError``."""
     try:
-        lines = content.decode("utf-8-sig").split("\n")  # not splitlines: JSON strings may hold U+2028
+        lines = _read(path, name).decode("utf-8-sig").split("\n")  # not splitlines: JSON strings may hold U+2028
     except UnicodeDecodeError as error:
         raise TableError(
             f"{name!r} is not UTF-8 (byte {error.start}): save the gold set as UTF-8 JSON Lines."
         ) from error
-    gold = []
+    if not any(line.strip() for line in lines):
+        raise TableError(f"The gold set {name!r} is empty: expected one JSON object per line.")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            checked = GoldLine.model_validate_json(line)
-            entities = tuple(_check_span(checked.text, span, types) for span in checked.entities)
+            yield check(model.model_validate_json(line))
         except ValidationError as error:
             problem = error.errors()[0]
             place = ".".join(str(part) for part in problem["loc"]) or "the line"
@@ -119,10 +188,24 @@ def _read_entities(content: bytes, name: str) -> EntityGold:
             ) from error
         except ValueError as error:
             raise TableError(f"Line {number} of {name!r}: {error}") from error
-        gold.append((checked.text, entities))
-    if not gold:
-        raise TableError(f"The gold set {name!r} is empty: expected one JSON object per line.")
-    return gold
+
+
+def _check_row(line: GoldSetLine, types: Sequence[str]) -> GoldRow:
+    language = None if line.language is None else _check_language(line.language)
+    entities = None if line.entities is None else _check_spans(line, types)
+    if language is None and entities is None:
+        raise ValueError("there is neither a language nor entities: expected one of them, or both.")
+    return GoldRow(line.text, language, entities)
+
+
+def _check_spans(line: GoldLine | GoldSetLine, types: Sequence[str]) -> tuple[Entity, ...]:
+    entities = tuple(_check_span(line.text, span, types) for span in line.entities or ())
+    if overlap := find_overlap(entities):
+        raise ValueError(
+            f"the entities {overlap[0].text!r} and {overlap[1].text!r} overlap: expected that none do, as in answers. "
+            "Keep the one that you want found."
+        )
+    return entities
 
 
 def _check_span(text: str, span: GoldSpan, types: Sequence[str]) -> Entity:
@@ -153,7 +236,7 @@ def evaluate(
     keep_wrong: int = 0,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """The scores of ``model`` on a gold set (see ``metrics``), with what was asked and how long it took.
+    """The scores of ``model`` on a gold set (see ``reports``), with what was asked and how long it took.
 
     Beside the scores: ``task``, ``task_version``, ``model`` (its version), ``shots``, ``texts``, ``seconds``,
     ``texts_per_second``. ``limit`` scores a sample that depends only on the file, ``limit`` and ``seed``.
@@ -164,34 +247,25 @@ def evaluate(
         TableError: the gold set cannot be read.
         ChainError: the model failed; a score of the other texts would mislead.
     """
-    scores: dict[str, Any]
-    wrong: list[dict[str, Any]]
+    gold: list[tuple[str, Any]]
     if task == "language":
         from chains.language import detect_languages
 
         gold = _sample(read_gold(path, "language"), limit, seed)
-        texts, languages = [text for text, _ in gold], [language for _, language in gold]
+        texts = [text for text, _ in gold]
         detections, seconds = _ask(lambda some: detect_languages(some, model, shots=shots), texts, on_progress)
-        predicted = [detection.language for detection in detections]
-        scores = language_scores(languages, predicted)
-        wrong = [
-            {"text": text, "gold": one, "predicted": other}
-            for text, one, other in zip(texts, languages, predicted, strict=True)
-            if one != other
-        ]
+        predicted: list[Any] = [detection.language for detection in detections]
+        probabilities = [detection.probability for detection in detections]
     else:
         from chains.entities import find_entities_batch
 
-        marked = _sample(read_gold(path, "entities"), limit, seed)
-        texts, entities = [text for text, _ in marked], [entities for _, entities in marked]
+        gold = _sample(read_gold(path, "entities"), limit, seed)
+        texts = [text for text, _ in gold]
         recognitions, seconds = _ask(lambda some: find_entities_batch(some, model, shots=shots), texts, on_progress)
-        found = [recognition.entities for recognition in recognitions]
-        scores = entity_scores(list(entities), list(found))
-        wrong = [
-            {"text": text, "gold": [e.model_dump() for e in one], "predicted": [e.model_dump() for e in other]}
-            for text, one, other in zip(texts, entities, found, strict=True)
-            if set(one) != set(other)
-        ]
+        predicted = [recognition.entities for recognition in recognitions]
+        probabilities = [None] * len(texts)
+    numbers = list(range(1, len(texts) + 1))
+    answers = Answers(task, numbers, texts, [one for _, one in gold], predicted, probabilities, [""] * len(texts))
     about = {
         "task": task,
         "task_version": load_task(task).version,
@@ -201,7 +275,9 @@ def evaluate(
         "seconds": seconds,
         "texts_per_second": len(texts) / seconds if seconds else 0.0,
     }
-    return about | scores | ({"wrong": wrong[:keep_wrong]} if keep_wrong else {})
+    rows = [row for row in answer_rows(answers) if not row["right"]]
+    wrong = [{name: row[name] for name in ("text", "gold", "predicted")} for row in rows[:keep_wrong]]
+    return about | report_scores(answers) | ({"wrong": wrong} if keep_wrong else {})
 
 
 def _sample(gold: list[Answer], limit: int | None, seed: int) -> list[Answer]:

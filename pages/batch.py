@@ -1,8 +1,7 @@
 """A table of texts → a job with progress, results as they come and downloads; below, the other jobs."""
 
-import math
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,15 @@ import ui
 from chains import ChainError
 from chains.batch import layout_of
 from chains.exports import FORMATS, GOLD_FORMATS, MEDIA_TYPES, SHAPES, write_gold, write_results
-from chains.registry import MODELS
+from chains.runs import is_run
 from chains.schema import Correction
 from chains.store import Job
 from chains.tables import Table, scan
+from components.job_controls import attempt, estimate_seconds, show_changes, show_problem, watch
 from components.row_editor import edit_row
 from plots import TYPES
 
 SAMPLE = Path(__file__).with_name("sample.csv")
-LIVE_S = 1  # between two looks at a job that runs
-OTHERS_S = 5  # at one that does not, but may be resumed in another browser
 LISTED = 5  # jobs at first, and so many more at each click
 ENDINGS = ["csv", "tsv", "txt", "jsonl", "ndjson", "parquet", "xlsx", "gz"]
 KIND_NAMES = {"csv": "CSV", "jsonl": "JSON Lines", "parquet": "Parquet", "excel": "Excel"}
@@ -46,24 +44,12 @@ SHAPE_NAMES = dict(zip(SHAPES, ("One row per text", "One row per name"), strict=
 FILE_NAMES = dict(zip(SHAPE_NAMES, ("results", "names", "gold"), strict=True))
 UNSURE_BELOW = 0.9
 Corrections = Mapping[int, Correction]  # by row number
-# Per parameter, for random weights in bloomz-560m's shape and a short text; only until a job has measured the model.
-SECONDS_PER_PARAMETER = 2e-10
-# What the embedded model takes on two cores (benchmarks/RESULTS.md); no model is faster.
-LEAST_SECONDS = 0.022
 
 
 def open_job(job_id: str | None) -> None:
     """Show this job, or the upload: the URL carries it over a refresh, the session over a visit to another page."""
     st.session_state.job = job_id
     st.query_params.from_dict({"job": job_id} if job_id else {})
-
-
-def attempt(action: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """What ``action`` gives; what goes wrong in it is shown at the top of the page."""
-    try:
-        return action(*args, **options)
-    except ChainError as error:
-        st.session_state.problem = error
 
 
 # A file → a job
@@ -93,17 +79,6 @@ def start(table: Table, column: str, name: str) -> None:
         drop_file()
         open_job(job_id)
     st.rerun()
-
-
-def estimate_seconds(rows: int) -> int | None:
-    """How long the picked model needs: by the last job it ran, else by its size; ``None`` if that is unknown."""
-    name = ui.picked_name()
-    jobs = ui.get_jobs().list(owner="")
-    if measured := next((job.rows_per_second for job in jobs if job.model == name and job.done), 0.0):
-        return math.ceil(rows / measured)
-    if name not in MODELS:
-        return None
-    return math.ceil(rows * max(LEAST_SECONDS, MODELS[name].parameters * SECONDS_PER_PARAMETER))
 
 
 def show_upload() -> None:
@@ -178,53 +153,6 @@ def show_corrections(kind: str, keys: dict[str, str]) -> None:
 
 
 # A job → its rows
-
-
-def show_progress(job_id: str, drawn: str) -> None:
-    """How far the job is, again and again; when its rows have changed since ``drawn``, the page runs anew."""
-    jobs = ui.get_jobs()
-    try:
-        job = jobs.status(job_id)
-    except ChainError as error:
-        ui.show_error(error)
-        return
-    if ui.table_version(job) != drawn:
-        st.rerun()
-    place = job.done if job.retried is None else job.retried
-    st.progress(place / job.total, f"{place:,} of {ui.count_rows(job.total)} · {describe_state(job)}")
-    if jobs.problem:
-        words = ui.escape_markdown(jobs.problem)
-        st.warning(f"Nothing can be stored at the moment; the job goes on by itself once that works again. {words}")
-    if job.failed:
-        st.warning(f"{job.failed:,} of {ui.count_rows(job.done)} could not be read; the column “error” says why.")
-    if job.error:
-        st.error(ui.escape_markdown(job.error))
-    with st.container(horizontal=True):
-        if job.is_live:
-            st.button("Stop", key="stop", on_click=attempt, args=(jobs.stop, job.id), icon=":material/stop:")
-        elif job.state != "done":
-            st.button(
-                "Resume", key="resume", on_click=attempt, args=(jobs.resume, job.id), icon=":material/play_arrow:"
-            )
-        elif job.failed:
-            again = "row that failed" if job.failed == 1 else f"{job.failed:,} rows that failed"
-            words = f"Try the {again} again"
-            st.button(words, key="retry", on_click=attempt, args=(jobs.retry, job.id), icon=":material/replay:")
-
-
-def describe_state(job: Job) -> str:
-    """What the job is doing, in words."""
-    if job.state == "waiting":
-        return "waiting for its turn"
-    if job.state == "done":
-        return f"done in {ui.format_seconds(job.seconds)}"
-    if job.state != "running":
-        return job.state
-    if job.retried is not None:
-        return "trying again what failed"
-    if not job.done:
-        return f"loading {ui.escape_markdown(job.model)}…"
-    return f"{job.rows_per_second:,.1f} rows per second · {ui.format_seconds(job.seconds_left)} left"
 
 
 # By itself, so that a filter draws only the rows again.
@@ -436,9 +364,8 @@ def show_job(job: Job) -> None:
         with st.popover("Link", icon=":material/link:"):
             st.write("Opens this job for everybody who can open this dashboard.")
             st.code(f"{st.context.url or ''}?job={job.id}", language=None, wrap_lines=True)
-        show_changes(job)
-    seconds = LIVE_S if job.is_live else OTHERS_S
-    st.fragment(show_progress, run_every=seconds)(job.id, ui.table_version(job))
+        show_changes(job, delete_job)
+    watch(job)
     if job.done:
         show_results(job)
     elif job.is_live:
@@ -446,21 +373,6 @@ def show_job(job: Job) -> None:
 
 
 # All jobs
-
-
-def show_changes(job: Job) -> None:
-    """Let the user rename or delete the job."""
-    key = f"name {job.id}"
-    with st.popover("Change", icon=":material/edit:"):
-        with st.form(f"rename {job.id}", border=False):
-            st.text_input("Name", job.name, key=key)
-            st.form_submit_button("Rename", on_click=rename_job, args=(job.id, key))
-        st.write("Deleting takes the job and its results away for good.")
-        st.button("Delete for good", key=f"delete {job.id}", on_click=delete_job, args=(job.id,))
-
-
-def rename_job(job_id: str, key: str) -> None:
-    attempt(ui.get_jobs().rename, job_id, st.session_state[key])
 
 
 def delete_job(job_id: str) -> None:
@@ -478,7 +390,7 @@ def show_jobs(jobs: list[Job]) -> None:
             words = [ui.format_time(job.created), rows, job.state] + [f"{job.failed:,} failed"] * bool(job.failed)
             st.markdown(f"**{ui.escape_markdown(job.name)}** · {' · '.join(words)}", width="stretch")
             st.button("Open", key=f"open {job.id}", on_click=open_job, args=(job.id,))
-            show_changes(job)
+            show_changes(job, delete_job)
     if len(jobs) > listed:
         more = listed + LISTED
         st.button("Show more", key="more", on_click=st.session_state.update, kwargs={"listed": more})
@@ -486,13 +398,12 @@ def show_jobs(jobs: list[Job]) -> None:
 
 ui.require_entrypoint()
 st.title("Many texts at once")
-if problem := st.session_state.pop("problem", None):
-    ui.show_error(problem)
+show_problem()
 if "job" not in st.query_params and st.session_state.get("job"):
     open_job(st.session_state.job)
 st.session_state.job = job_id = st.query_params.get("job")
 try:
-    others = [job for job in ui.get_jobs().list(owner="") if job.id != job_id]
+    others = [job for job in ui.get_jobs().list(owner="") if job.id != job_id and not is_run(job)]
     if job_id:
         show_job(ui.get_jobs().status(job_id, owner=""))
     else:

@@ -1,32 +1,14 @@
 """A job's results → what is named, who is named most, in which languages; a click on a bar shows its rows."""
 
-from collections.abc import Callable
-
 import streamlit as st
 
 import plots
 import ui
 from chains import ChainError
+from chains.runs import is_run
 from chains.store import Job
+from components.charts import show_chart
 from plots import TYPES
-
-
-def show_chart(counts: plots.Counts, draw: Callable[[plots.Counts], plots.Chart], key: str) -> list[dict[str, str]]:
-    """The chart and its numbers as CSV; returns what the user picked in it."""
-    if counts.empty:
-        st.caption("There are none in these rows.")
-        return []
-    event = st.altair_chart(draw(counts), key=key, on_select="rerun")
-    st.download_button(
-        "CSV",
-        plots.to_csv(counts),
-        f"{key}.csv",
-        "text/csv",
-        key=f"csv {key}",
-        on_click="ignore",
-        icon=":material/download:",
-    )
-    return list(event.selection.get("picked", []))
 
 
 def show_charts(job: Job) -> None:
@@ -97,7 +79,7 @@ def pick_job(jobs: dict[str, Job]) -> Job:
 ui.require_entrypoint()
 st.title("Charts")
 try:
-    jobs = {job.id: job for job in ui.get_jobs().list(owner="") if job.done}
+    jobs = {job.id: job for job in ui.get_jobs().list(owner="") if job.done and not is_run(job)}
     if jobs:
         show_charts(pick_job(jobs))
     else:

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from chains import entities, language
+from chains import entities, evaluation, language
 from chains.errors import ModelError, TableError
-from chains.evaluation import evaluate, read_gold
+from chains.evaluation import GoldRow, evaluate, read_gold, read_gold_set
 from chains.schema import Detection, Entity, Recognition
 
 MODEL = SimpleNamespace(version="fake 1 · abc", info=SimpleNamespace(shots=3))
@@ -128,6 +128,48 @@ def test_a_missing_gold_set_is_an_error(tmp_path, task):
         read_gold(tmp_path / "missing.csv", task)
 
 
+def test_gold_set_of_a_table_has_languages(write):
+    rows = read_gold_set(write(LANGUAGES), "mine.csv")
+    assert rows[0] == GoldRow("the cat", "english") and rows[3] == GoldRow("die Katze", "unknown")
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_gold_set_of_json_lines_has_either_or_both(write, pack):
+    lines = [
+        line("Ana en Lima", (0, 3, "person"), language="spanish"),
+        '{"text": "nada", "language": "other"}',
+        line("x", lang="en"),
+    ]
+    assert read_gold_set(write(pack("\n".join(lines).encode())), "mine.jsonl") == [
+        GoldRow("Ana en Lima", "spanish", (ANA,)),
+        GoldRow("nada", "unknown", None),
+        GoldRow("x", None, ()),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"text,label\na,b\n", "'mine' has the columns 'text', 'label': expected 'text', and 'language'"),
+        (b"text,entities\na,b\n", "expected 'text', and 'language' (a label) or 'entities' (spans, in JSON Lines)"),
+        ((line("a") + "\n" + '{"text": "b"}').encode(), "Line 2 of 'mine': there is neither a language nor entities"),
+        (line("a", language="German").encode(), "Line 1 of 'mine': the language 'German': expected one of english"),
+        (
+            line("Ana en Lima", (0, 6, "person"), (4, 11, "location")).encode(),
+            "Line 1 of 'mine': the entities 'Ana en' and 'en Lima' overlap",
+        ),
+        (b"text,language\n" + 4 * b"a,english\n", "'mine' has 4 texts: expected at most 3"),
+        (b"", "The file of 'mine' is empty"),
+        (b"%PDF-1.7", "'mine' is a PDF document"),
+    ],
+)
+def test_a_gold_set_that_cannot_be_used_is_an_error_naming_the_upload(write, monkeypatch, content, message):
+    monkeypatch.setattr(evaluation, "MAX_TEXTS", 3)
+    with pytest.raises(TableError) as caught:
+        read_gold_set(write(content, "a1b2"), "mine")
+    assert message in str(caught.value)
+
+
 def test_language_evaluation_reports_scores_and_what_was_asked(write, asked):
     progress = []
     report = evaluate(write(LANGUAGES), "language", MODEL, on_progress=lambda *step: progress.append(step))
@@ -136,6 +178,8 @@ def test_language_evaluation_reports_scores_and_what_was_asked(write, asked):
     assert report["confusion_matrix"]["labels"] == ["english", "french", "spanish", "unknown"]
     assert report["texts_per_second"] == pytest.approx(5 / report["seconds"])
     assert progress == [(5, 5)]
+    assert report["intervals"]["accuracy"][0] <= 0.2 <= report["intervals"]["accuracy"][1]
+    assert report["calibration"]["expected_error"] == pytest.approx(0.8)
     assert "wrong" not in report
     json.dumps(report)
 

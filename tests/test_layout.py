@@ -15,7 +15,8 @@ README = ROOT / "README.md"
 LEVELS = [
     {"schema", "errors", "config"},
     {"prompts", "parsers", "metrics", "adapters", "bloom", "decoding", "weights", "grounding", "spans", "windows"}
-    | {"files", "textfiles", "rows", "readers", "tables", "exports", "store", "queue", "corrections"},
+    | {"files", "textfiles", "rows", "readers", "tables", "exports", "store", "queue", "corrections"}
+    | {"statistics", "reports"},
     {"pipeline", "remote"},
     {"registry"},
     {"language", "entities"},
@@ -23,6 +24,7 @@ LEVELS = [
     {"batch"},
     {"cluster"},
     {"evaluation"},
+    {"runs"},
 ]
 EDGES = {
     "streamlit",

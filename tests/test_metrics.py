@@ -94,6 +94,7 @@ def test_language_scores_are_those_computed_by_hand():
     predicted = ["english", "unknown", "french", "spanish"]
     assert language_scores(gold, predicted) == {
         "accuracy": 0.5,
+        "micro_f1": 0.5,
         "macro_f1": pytest.approx((2 / 3 + 1 + 0 + 0) / 4),
         "weighted_f1": pytest.approx((2 * 2 / 3 + 1 + 0) / 4),
         "per_class": {
@@ -112,6 +113,7 @@ def test_language_scores_are_those_computed_by_hand():
 def test_language_scores_of_an_empty_corpus_are_zero():
     assert language_scores([], []) == {
         "accuracy": 0.0,
+        "micro_f1": 0.0,
         "macro_f1": 0.0,
         "weighted_f1": 0.0,
         "per_class": {},
@@ -123,7 +125,7 @@ def test_language_scores_of_an_empty_corpus_are_zero():
 def test_language_means_are_those_of_scikit_learn(pairs):
     gold, predicted = [list(side) for side in zip(*pairs, strict=True)]
     scores = language_scores(gold, predicted)
-    for average in ("macro", "weighted"):
+    for average in ("micro", "macro", "weighted"):
         reference = sklearn.metrics.f1_score(gold, predicted, average=average, zero_division=0.0)
         assert scores[f"{average}_f1"] == pytest.approx(reference)
     assert sum(map(sum, scores["confusion_matrix"]["rows"])) == len(pairs)

@@ -5,15 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chains.errors import TableError
-from chains.evaluation import TASKS, TaskName, read_gold
+from chains.evaluation import TaskName, read_gold, tasks_of
 from chains.prompts import load_task
 from chains.schema import UNKNOWN, Mention
 from chains.spans import list_mentions
-from chains.tables import scan
-
-# The column that holds a task's answers.
-COLUMNS: dict[TaskName, str] = {"language": "language", "entities": "entities"}
 
 
 @dataclass(frozen=True)
@@ -23,22 +18,6 @@ class Example:
     task: TaskName
     text: str
     answer: str | tuple[Mention, ...]
-
-
-def tasks_of(path: Path) -> list[TaskName]:
-    """The tasks that a gold file has answers to, by its columns.
-
-    Raises:
-        TableError: it cannot be read or has answers to none.
-    """
-    columns = scan(path, has_header=True).columns
-    tasks = [task for task in TASKS if COLUMNS[task] in columns and "text" in columns]
-    if not tasks:
-        raise TableError(
-            f"{str(path)!r} has the columns {', '.join(map(repr, columns))}: expected 'text', and 'language' (a label) "
-            "or 'entities' (spans, in JSON Lines)."
-        )
-    return tasks
 
 
 def read_examples(paths: Sequence[Path]) -> list[Example]:

@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerBase
 from chains.adapters import RECIPE
 from chains.bloom import BloomForCausalLM
 from chains.errors import ChainError, ModelError, TableError
-from chains.evaluation import evaluate
+from chains.evaluation import evaluate, tasks_of
 from chains.files import written_whole
 from chains.grounding import Markup, Node, reply_graph
 from chains.pipeline import make_llm
@@ -40,7 +40,7 @@ from chains.registry import Model, ModelInfo, find_model, load, load_weights
 from chains.remote import PREFIX
 from chains.schema import Mention
 from chains.weights import choose_dtype
-from training.gold import Example, read_examples, tasks_of, without_repeats
+from training.gold import Example, read_examples, without_repeats
 from training.mini import IGNORED, attention_bias, hidden_states
 
 TARGETS = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
