@@ -22,7 +22,8 @@ class Settings:
     ``data_folder`` (``BLOOM_LENS_DATA``) holds converted models, files of jobs and, unless ``database``
     (``BLOOM_LENS_DATABASE``, or that name in .streamlit/secrets.toml) is the URL of another one, the database of jobs;
     it is created when first needed. ``precision`` (``BLOOM_LENS_PRECISION``) is empty for the type that suits the
-    processor, or ``int8``. ``api_key`` (``BLOOM_LENS_API_KEY``) is sent to the server of a model named ``openai:…``.
+    processor, or ``int8``. ``allows_unpinned`` (``BLOOM_LENS_UNPINNED``) lets models of which no commit is named be
+    downloaded from the Hub. ``api_key`` (``BLOOM_LENS_API_KEY``) is sent to the server of a model named ``openai:…``.
 
     For REST alone: ``model`` (``BLOOM_LENS_MODEL``) is the name of the model that answers; ``tokens``
     (``BLOOM_LENS_TOKENS``) the SHA-256 of each caller's token by the caller's name, where nobody needs one if there is
@@ -32,6 +33,7 @@ class Settings:
     data_folder: Path = Path(".data")
     database: str = field(default="", repr=False)
     precision: str = ""
+    allows_unpinned: bool = False
     api_key: str = field(default="", repr=False)
     model: str = "embedded"
     tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -68,11 +70,18 @@ def load_settings(environment: Mapping[str, str] | None = None, secrets: Path = 
         data_folder=Path(read("BLOOM_LENS_DATA") or ".data").expanduser(),
         database=database,
         precision=read("BLOOM_LENS_PRECISION").lower(),
+        allows_unpinned=_read_switch("BLOOM_LENS_UNPINNED", read("BLOOM_LENS_UNPINNED")),
         api_key=read("BLOOM_LENS_API_KEY"),
         model=read("BLOOM_LENS_MODEL") or "embedded",
         tokens=_read_tokens(read("BLOOM_LENS_TOKENS")),
         requests_per_minute=_read_rate(read("BLOOM_LENS_RATE")),
     )
+
+
+def _read_switch(name: str, word: str) -> bool:
+    if word not in {"", "0", "1"}:
+        raise ChainError(f"{name} is {word!r}: expected 1 for yes, or 0 or nothing for no.")
+    return word == "1"
 
 
 def _read_tokens(words: str) -> dict[str, str]:

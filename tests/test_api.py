@@ -420,7 +420,7 @@ def test_a_rate_is_per_caller_and_grows_back():
 def test_the_log_has_a_line_per_request_and_nothing_of_a_text(client, monkeypatch):
     lines = []
     monkeypatch.setattr(gateway.LOG, "info", lines.append)
-    secret = "Zyxwv Utsrq"
+    secret = "Zyxwv Utsrq"  # pragma: allowlist secret
     answer = client.post("/entity-recognition", json={"text": secret}, headers={"X-Request-Id": "my-1"})
     assert answer.headers["X-Request-Id"] == "my-1"
     other = client.get(f"/jobs/{secret}?text={secret}", headers={"X-Request-Id": "a b"})

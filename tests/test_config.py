@@ -60,3 +60,13 @@ def test_tokens_that_cannot_be_read_are_an_error_that_does_not_show_them(words):
 def test_a_rate_that_is_no_number_is_an_error():
     with pytest.raises(ChainError, match="'fast': expected a number of requests per minute"):
         load_settings({"BLOOM_LENS_RATE": "fast"})
+
+
+@pytest.mark.parametrize(("word", "is_on"), [("", False), ("0", False), ("1", True), (" 1 ", True)])
+def test_unpinned_models_are_allowed_by_a_switch(word, is_on):
+    assert load_settings({"BLOOM_LENS_UNPINNED": word}).allows_unpinned is is_on
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_an_error():
+    with pytest.raises(ChainError, match="BLOOM_LENS_UNPINNED is 'yes': expected 1"):
+        load_settings({"BLOOM_LENS_UNPINNED": "yes"})
