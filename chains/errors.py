@@ -4,7 +4,9 @@ ChainError              anything below; edges (pages, command line) catch only t
 ├── TaskError           a task file breaks its rules
 ├── ModelError          a model cannot be found, loaded or run
 ├── ReplyError          a reply could not be read; keeps the reply
-├── MissingError         there is no such job
+├── BusyError           a model has no time for one more caller
+│   └── QuotaError      a caller has as much as one may have
+├── MissingError        there is no such job
 ├── TableError          a table of texts or a gold set cannot be read
 └── StoreError          the database of jobs cannot be reached or written
 
@@ -16,6 +18,7 @@ __all__ = [
     "ChainError",
     "MissingError",
     "ModelError",
+    "QuotaError",
     "ReplyError",
     "StoreError",
     "TableError",
@@ -49,6 +52,10 @@ class BusyError(ChainError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class QuotaError(BusyError):
+    """A caller has as many jobs as one may have at once; when one of them is done, there is room for another."""
 
 
 class MissingError(ChainError):

@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
+import accounts
 import plots
 import ui
 from chains import ChainError
@@ -80,7 +81,7 @@ def start(table: Table, column: str, name: str) -> None:
     """Begin a job and open it."""
     with st.spinner("Storing the file…", show_time=True):
         submit = ui.get_jobs().submit
-        job_id = attempt(submit, table, column, ui.picked_name(), ui.picked_shots(), name=name, owner="")
+        job_id = attempt(submit, table, column, ui.picked_name(), ui.picked_shots(), name=name, owner=accounts.owner())
     if job_id:
         drop_file()
         open_job(job_id)
@@ -90,7 +91,7 @@ def start(table: Table, column: str, name: str) -> None:
 def estimate_seconds(rows: int) -> int | None:
     """How long the picked model needs: by the last job it ran, else by its size; ``None`` if that is unknown."""
     name = ui.picked_name()
-    jobs = ui.get_jobs().list(owner="")
+    jobs = ui.get_jobs().list(owner=accounts.owner())
     if measured := next((job.rows_per_second for job in jobs if job.model == name and job.done), 0.0):
         return math.ceil(rows / measured)
     if name not in MODELS:
@@ -344,7 +345,8 @@ def show_job(job: Job) -> None:
         if job.done and st.button("Charts", key="to_charts", icon=":material/bar_chart:"):
             st.switch_page("pages/charts.py")
         with st.popover("Link", icon=":material/link:"):
-            st.write("Opens this job for everybody who can open this dashboard.")
+            whom = "you, once you are logged in" if accounts.is_shared() else "everybody who can open this dashboard"
+            st.write(f"Opens this job for {whom}.")
             st.code(f"{st.context.url or ''}?job={job.id}", language=None, wrap_lines=True)
         show_changes(job)
     seconds = LIVE_S if job.is_live else OTHERS_S
@@ -402,9 +404,9 @@ if "job" not in st.query_params and st.session_state.get("job"):
     open_job(st.session_state.job)
 st.session_state.job = job_id = st.query_params.get("job")
 try:
-    others = [job for job in ui.get_jobs().list(owner="") if job.id != job_id]
+    others = [job for job in ui.get_jobs().list(owner=accounts.owner()) if job.id != job_id]
     if job_id:
-        show_job(ui.get_jobs().status(job_id, owner=""))
+        show_job(ui.get_jobs().status(job_id, owner=accounts.owner()))
     else:
         show_upload()
     if others:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
+import accounts
 import plots
 import ui
 from chains import ChainError
@@ -97,7 +98,7 @@ def pick_job(jobs: dict[str, Job]) -> Job:
 ui.require_entrypoint()
 st.title("Charts")
 try:
-    jobs = {job.id: job for job in ui.get_jobs().list(owner="") if job.done}
+    jobs = {job.id: job for job in ui.get_jobs().list(owner=accounts.owner()) if job.done}
     if jobs:
         show_charts(pick_job(jobs))
     else:
