@@ -27,6 +27,7 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from pydantic import WithJsonSchema
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -68,6 +69,7 @@ PAGES = frozenset({"", *(file.stem for file in (Path(__file__).parent / "pages")
 # Where Streamlit has files and connections of its own beside the pages.
 STREAMLIT = frozenset({"_stcore", "component", "favicon.png", "index.html", "manifest.json", "media", "static"})
 LOG_IN = frozenset({"auth", "oauth2callback"})
+SHOTS = {"type": "integer", "minimum": 0, "maximum": MAX_SHOTS}
 Answer = TypeVar("Answer")
 
 
@@ -221,13 +223,13 @@ def add_routes(app: FastAPI) -> None:
     """All of REST."""
     problems: dict[int | str, dict[str, Any]] = {
         status: {"model": Problem, "content": {"application/problem+json": {}}}
-        for status in (401, 403, 404, 405, 409, 413, 422, 429, 503)
+        for status in (400, 401, 403, 404, 405, 409, 413, 422, 429, 503)
     }
 
     def of(*statuses: int) -> dict[int | str, dict[str, Any]]:
         return {status: problems[status] for status in (401, 403, 422, 429, 503, *statuses)}
 
-    @app.post("/language-detection", responses=of(413), tags=["texts"])
+    @app.post("/language-detection", responses=of(400, 413), tags=["texts"])
     async def detect_language(body: Texts, request: Request) -> Languages:
         """English, Spanish, French or `unknown`, with probabilities."""
         version, results = await ask(request, body.timeout_s, partial(detect_languages, body.all, shots=body.shots))
@@ -235,7 +237,7 @@ def add_routes(app: FastAPI) -> None:
             results = [result.model_copy(update={"prompts": (), "replies": ()}) for result in results]
         return Languages(model=version, counts=dict(Counter(result.language for result in results)), results=results)
 
-    @app.post("/entity-recognition", responses=of(413), tags=["texts"])
+    @app.post("/entity-recognition", responses=of(400, 413), tags=["texts"])
     async def recognise_entities(body: Texts, request: Request) -> Recognitions:
         """Locations, people and organizations, each with its place in the text (code points, end exclusive)."""
         version, results = await ask(request, body.timeout_s, partial(find_entities_batch, body.all, shots=body.shots))
@@ -248,13 +250,14 @@ def add_routes(app: FastAPI) -> None:
             results=[Entities(**dict(result) | left_out, occurrences=result.counts()) for result in results],
         )
 
-    @app.post("/jobs", status_code=202, responses=of(413), tags=["files"])
+    @app.post("/jobs", status_code=202, responses=of(400, 413), tags=["files"])
     async def start_job(
         request: Request,
         response: Response,
         file: Annotated[UploadFile, File(description="CSV, TSV, JSON Lines (also .gz), Parquet or Excel; 200 MB.")],
         text_column: Annotated[str, Form(description="Whose texts are read; without it, the likeliest one.")] = "",
-        shots: Annotated[int | None, Form(ge=0, le=MAX_SHOTS)] = None,
+        # A form has no null.
+        shots: Annotated[int | None, Form(ge=0, le=MAX_SHOTS), WithJsonSchema(SHOTS)] = None,
     ) -> JobStatus:
         """Read every text of a file; the answer says under which id, and `Location` where, to ask for the job."""
         name = Path(file.filename or "").name[:200] or "upload"

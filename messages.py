@@ -1,8 +1,8 @@
 """What REST takes and gives, as JSON; the results themselves are those of chains/schema.py."""
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, StrictBool, WithJsonSchema, model_validator
 
 from chains.config import MAX_CHARACTERS
 from chains.schema import Detection, Recognition
@@ -21,19 +21,34 @@ MAX_TIMEOUT_S = 600.0
 EXAMPLE = "Camille Roussel a quitté Lyon pour ouvrir le bureau d'Airbus à Hambourg."
 
 
+# How a text or several are described; what is wrong with them is said in words by ``Texts``.
+ONE: dict[str, Any] = {"type": "string", "maxLength": MAX_CHARACTERS}
+TEXT_OR_TEXTS = {"anyOf": [ONE, {"type": "array", "items": ONE, "minItems": 1, "maxItems": MAX_TEXTS}]}
+
+
+def _number(value: object) -> object:
+    """``value``, unless pydantic would read it as a number and JSON does not."""
+    if isinstance(value, str | bool):
+        raise ValueError("expected a number")
+    return value
+
+
+Shots = Annotated[int | None, BeforeValidator(_number)]
+
+
 class Texts(BaseModel, extra="forbid"):
     """One text or several."""
 
-    text: str | list[str] = Field(
+    text: Annotated[str | list[str], WithJsonSchema(TEXT_OR_TEXTS)] = Field(
         description=f"A text, or up to {MAX_TEXTS} of them, of at most {MAX_CHARACTERS:,} characters each and "
         f"{MAX_ALL_CHARACTERS:,} together.",
         examples=[EXAMPLE, [EXAMPLE, "¿Dónde está la estación?"]],
     )
-    shots: int | None = Field(
-        None, ge=0, le=MAX_SHOTS, description="Solved examples before each text.", examples=[None]
+    shots: Shots = Field(None, ge=0, le=MAX_SHOTS, description="Solved examples before each text.", examples=[None])
+    explain: StrictBool = Field(False, description="Whether prompts and raw replies come with the results.")
+    timeout_s: float = Field(
+        TIMEOUT_S, strict=True, gt=0, le=MAX_TIMEOUT_S, description="After so many seconds, rather no answer."
     )
-    explain: bool = Field(False, description="Whether prompts and raw replies come with the results.")
-    timeout_s: float = Field(TIMEOUT_S, gt=0, le=MAX_TIMEOUT_S, description="After so many seconds, rather no answer.")
 
     @property
     def all(self) -> list[str]:

@@ -166,12 +166,63 @@ def test_entities_are_those_of_the_chain_with_counts(client, tiny_model):
         ({"text": "a", "model": "bloomz-7b1"}, "Extra inputs are not permitted"),
         ({"text": "\ud800"}, "text 1 holds half a character"),
         ("{", "JSON decode error"),
+        ({"text": "a", "explain": 0}, "body.explain: Input should be a valid boolean"),
+        ({"text": "a", "shots": "3"}, "body.shots: Value error, expected a number"),
+        ({"text": "a", "shots": True}, "body.shots: Value error, expected a number"),
+        ({"text": "a", "timeout_s": "5"}, "body.timeout_s: Input should be a valid number"),
     ],
 )
 def test_a_wrong_request_is_a_problem_that_says_what_was_expected(client, body, words):
     content = body if isinstance(body, str) else json.dumps(body)
     response = client.post("/language-detection", content=content, headers={"Content-Type": "application/json"})
     assert "bbbb" not in json.dumps(check_problem(response, 422, words))
+
+
+def test_a_body_that_is_no_text_at_all_is_a_documented_problem(client):
+    json_type, form_type = "application/json", "multipart/form-data; boundary=b"
+    documented = client.get("/openapi.json").json()["paths"]
+    for path, kind, body in (
+        ("/language-detection", json_type, b"\xff\xfe{Jr"),
+        ("/entity-recognition", json_type, b"\xff"),
+        ("/jobs", form_type, b"--b\r\n\xd2#\xf4--b--\r\n"),
+    ):
+        response = client.post(path, content=body, headers={"Content-Type": kind})
+        check_problem(response, 400, "")
+        assert "400" in documented[path]["post"]["responses"]
+
+
+def test_the_description_says_how_many_texts_there_may_be(client):
+    one, many = client.get("/openapi.json").json()["components"]["schemas"]["Texts"]["properties"]["text"]["anyOf"]
+    assert one["maxLength"] == many["items"]["maxLength"] == 20_000
+    assert (many["minItems"], many["maxItems"]) == (1, 128)
+
+
+def test_answers_are_those_of_the_chains_however_many_ask_at_once(client, tiny_model):
+    gold = (ROOT / "tests" / "gold" / "entities.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in gold[:48]]
+    languages = [detect_language(text, tiny_model) for text in texts]
+    entities = [find_entities(text, tiny_model) for text in texts]
+
+    def ask(text):
+        body = {"text": text, "explain": True}
+        return [client.post(path, json=body).json() for path in ("/language-detection", "/entity-recognition")]
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, texts))
+    for (language, recognition), detected, found in zip(answers, languages, entities, strict=True):
+        [one], [other] = language["results"], recognition["results"]
+        assert (one["language"], one["replies"]) == (detected.language, list(detected.replies))
+        # Rows of one batch are summed up in another order: bf16 rounds a logit to 3 digits.
+        assert one["probability"] == pytest.approx(detected.probability, abs=0.02)
+        assert other == found.model_dump(mode="json") | {"occurrences": found.counts()}
+
+
+@pytest.mark.slow
+def test_schemathesis_finds_no_breach_of_the_description(client):
+    command = [Path(sys.executable).with_name("schemathesis"), "--config-file", "tests/schemathesis.toml", "run"]
+    command += [f"{client.base_url}/openapi.json", "--max-time", "180", "--max-examples", "25", "--continue-on-failure"]
+    done = subprocess.run([*command, "--request-timeout", "60"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize(
