@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint check secrets audit bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/python -m streamlit run streamlit_app.py
@@ -15,6 +15,18 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check: lint secrets audit
+
+# Lines that only look like secrets: the commits of models, and addresses of databases that show how one is written.
+secrets: $(VENV)/.installed-dev
+	git ls-files -z -- ':!models' ':!training/own' ':!*.png' | xargs -0 $(BIN)/detect-secrets-hook --exclude-lines '_bloomz\(|//user:password@'
+
+# Asks the service of known vulnerabilities about every installed package. One that it cannot be asked about fails too.
+# Without the internet: a mirror of OSV, as in make audit AUDIT='--vulnerability-service osv --osv-url http://mirror/v1/query'.
+AUDIT ?=
+audit: $(VENV)/.installed-dev
+	@$(BIN)/pip-audit --strict --progress-spinner off $(AUDIT) || { echo "make audit: pip-audit found a vulnerability or could not ask about one; its words are above. Neither passes." >&2; exit 1; }
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.bench_memory embedded random:560m random:1b1

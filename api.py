@@ -1,7 +1,8 @@
 """REST beside the dashboard, in one process: ``uvicorn api:app --port 7860``.
 
 Both share the model with its queue, the jobs and their database. ``/docs`` describes the requests; ``/`` is the
-dashboard. What all requests have in common (errors, tokens, log, metrics) is in gateway.py.
+dashboard. What all requests have in common (errors, tokens, log, metrics) is in gateway.py,
+what they carry in messages.py.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, Self, TypeVar, cast
+from typing import Annotated, Any, BinaryIO, Literal, TypeVar, cast
 
 import streamlit as st
 from anyio import CapacityLimiter, to_thread
@@ -26,7 +27,7 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from pydantic import BaseModel, Field, model_validator
+from pydantic import WithJsonSchema
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -39,134 +40,37 @@ from chains.exports import MEDIA_TYPES
 from chains.language import detect_languages
 from chains.queue import Caller, asking
 from chains.registry import MODELS, Model, find_model
-from chains.schema import Detection, Recognition
+from chains.schema import Recognition
 from chains.store import Job
 from chains.tables import guess_text_column, scan
-from gateway import METRICS, Gateway, Problem, first_part, handle_errors, problem, set_up_log
+from gateway import METRICS, Gateway, Outside, Problem, first_part, handle_errors, problem, set_up_log
+from messages import (
+    EXAMPLE,
+    MAX_SHOTS,
+    Entities,
+    Health,
+    JobStatus,
+    Languages,
+    ModelStatus,
+    Name,
+    Recognitions,
+    Texts,
+)  # fmt: skip
 
 __all__ = ["app", "create_app"]
 
-MAX_TEXTS = 128  # a request
-MAX_CHARACTERS = 20_000  # a text
-MAX_ALL_CHARACTERS = 200_000  # the texts of a request together
 MAX_BODY_BYTES = 4_000_000  # JSON may take twelve bytes for a character
 MAX_FILE_BYTES = 200_000_000  # with its form, as in the dashboard
-MAX_SHOTS = 6
 MAX_CALLERS = 64  # requests that ask the model at once: each has a thread
 BLOCK_BYTES = 1 << 16
-TIMEOUT_S = 60.0
-MAX_TIMEOUT_S = 600.0
 RETRY_LOAD_S = 30.0
 LOG = logging.getLogger("bloom_lens.rest")
 PAGES = frozenset({"", *(file.stem for file in (Path(__file__).parent / "pages").glob("*.py"))})
 # Where Streamlit has files and connections of its own beside the pages.
 STREAMLIT = frozenset({"_stcore", "component", "favicon.png", "index.html", "manifest.json", "media", "static"})
-EXAMPLE = "Camille Roussel a quitté Lyon pour ouvrir le bureau d'Airbus à Hambourg."
+LOG_IN = frozenset({"auth", "oauth2callback"})
+SHOTS = {"type": "integer", "minimum": 0, "maximum": MAX_SHOTS}
 Answer = TypeVar("Answer")
-
-
-class Texts(BaseModel, extra="forbid"):
-    """One text or several."""
-
-    text: str | list[str] = Field(
-        description=f"A text, or up to {MAX_TEXTS} of them, of at most {MAX_CHARACTERS:,} characters each and "
-        f"{MAX_ALL_CHARACTERS:,} together.",
-        examples=[EXAMPLE, [EXAMPLE, "¿Dónde está la estación?"]],
-    )
-    shots: int | None = Field(
-        None, ge=0, le=MAX_SHOTS, description="Solved examples before each text.", examples=[None]
-    )
-    explain: bool = Field(False, description="Whether prompts and raw replies come with the results.")
-    timeout_s: float = Field(TIMEOUT_S, gt=0, le=MAX_TIMEOUT_S, description="After so many seconds, rather no answer.")
-
-    @property
-    def all(self) -> list[str]:
-        """The texts as a list."""
-        return [self.text] if isinstance(self.text, str) else self.text
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not 1 <= len(self.all) <= MAX_TEXTS:
-            raise ValueError(f"{len(self.all):,} texts were sent: expected 1 to {MAX_TEXTS}; POST /jobs takes files")
-        for number, text in enumerate(self.all, 1):
-            if any("\ud800" <= char <= "\udfff" for char in text):
-                raise ValueError(f"text {number} holds half a character (a lone surrogate): expected Unicode text")
-            if len(text) > MAX_CHARACTERS:
-                raise ValueError(f"text {number} has {len(text):,} characters: expected at most {MAX_CHARACTERS:,}")
-        if (total := sum(map(len, self.all))) > MAX_ALL_CHARACTERS:
-            raise ValueError(f"the texts have {total:,} characters: expected at most {MAX_ALL_CHARACTERS:,} together")
-        return self
-
-
-class Languages(BaseModel):
-    """The language of each text, in the order of the request; ``counts`` says how many have which."""
-
-    model: str = Field(examples=["embedded · 0123abcd"])
-    counts: dict[str, int] = Field(examples=[{"french": 1}])
-    results: list[Detection]
-
-
-class Entities(Recognition):
-    """The entities of one text; ``occurrences`` counts them by type."""
-
-    occurrences: dict[str, int] = Field(examples=[{"person": 1, "location": 2, "organization": 1}])
-
-
-class Name(BaseModel):
-    """A name as some of the texts have it, and how often."""
-
-    text: str
-    type: str
-    count: int
-
-
-class Recognitions(BaseModel):
-    """The entities of each text, in the order of the request; ``counts`` by type and ``names`` are of all texts."""
-
-    model: str = Field(examples=["embedded · 0123abcd"])
-    counts: dict[str, int] = Field(examples=[{"person": 1, "location": 2, "organization": 1}])
-    names: list[Name]
-    results: list[Entities]
-
-
-class JobStatus(BaseModel):
-    """How far a job is; ``seconds_left`` is not known before its first rows are done."""
-
-    id: str
-    name: str
-    state: str = Field(examples=["waiting", "running", "done", "stopped", "failed"])
-    error: str
-    model: str
-    text_column: str
-    created: str
-    total: int
-    done: int
-    failed: int
-    rows_per_second: float
-    seconds_left: float | None
-
-    @classmethod
-    def of(cls, job: Job) -> Self:
-        """What the outside sees of a job."""
-        return cls.model_validate(job, from_attributes=True)
-
-
-class ModelStatus(BaseModel):
-    """A model of the table, or the one that answers here (``is_served``)."""
-
-    name: str
-    licence: str
-    parameters: int
-    memory_bytes: int
-    shots: int
-    is_served: bool
-
-
-class Health(BaseModel):
-    """The model that answers."""
-
-    status: Literal["ready"] = "ready"
-    model: str
 
 
 class Served:
@@ -319,13 +223,13 @@ def add_routes(app: FastAPI) -> None:
     """All of REST."""
     problems: dict[int | str, dict[str, Any]] = {
         status: {"model": Problem, "content": {"application/problem+json": {}}}
-        for status in (401, 403, 404, 405, 409, 413, 422, 429, 503)
+        for status in (400, 401, 403, 404, 405, 409, 413, 422, 429, 503)
     }
 
     def of(*statuses: int) -> dict[int | str, dict[str, Any]]:
         return {status: problems[status] for status in (401, 403, 422, 429, 503, *statuses)}
 
-    @app.post("/language-detection", responses=of(413), tags=["texts"])
+    @app.post("/language-detection", responses=of(400, 413), tags=["texts"])
     async def detect_language(body: Texts, request: Request) -> Languages:
         """English, Spanish, French or `unknown`, with probabilities."""
         version, results = await ask(request, body.timeout_s, partial(detect_languages, body.all, shots=body.shots))
@@ -333,7 +237,7 @@ def add_routes(app: FastAPI) -> None:
             results = [result.model_copy(update={"prompts": (), "replies": ()}) for result in results]
         return Languages(model=version, counts=dict(Counter(result.language for result in results)), results=results)
 
-    @app.post("/entity-recognition", responses=of(413), tags=["texts"])
+    @app.post("/entity-recognition", responses=of(400, 413), tags=["texts"])
     async def recognise_entities(body: Texts, request: Request) -> Recognitions:
         """Locations, people and organizations, each with its place in the text (code points, end exclusive)."""
         version, results = await ask(request, body.timeout_s, partial(find_entities_batch, body.all, shots=body.shots))
@@ -346,13 +250,14 @@ def add_routes(app: FastAPI) -> None:
             results=[Entities(**dict(result) | left_out, occurrences=result.counts()) for result in results],
         )
 
-    @app.post("/jobs", status_code=202, responses=of(413), tags=["files"])
+    @app.post("/jobs", status_code=202, responses=of(400, 413), tags=["files"])
     async def start_job(
         request: Request,
         response: Response,
         file: Annotated[UploadFile, File(description="CSV, TSV, JSON Lines (also .gz), Parquet or Excel; 200 MB.")],
         text_column: Annotated[str, Form(description="Whose texts are read; without it, the likeliest one.")] = "",
-        shots: Annotated[int | None, Form(ge=0, le=MAX_SHOTS)] = None,
+        # A form has no null.
+        shots: Annotated[int | None, Form(ge=0, le=MAX_SHOTS), WithJsonSchema(SHOTS)] = None,
     ) -> JobStatus:
         """Read every text of a file; the answer says under which id, and `Location` where, to ask for the job."""
         name = Path(file.filename or "").name[:200] or "upload"
@@ -395,12 +300,12 @@ def add_routes(app: FastAPI) -> None:
     @app.get("/models", responses=of(), tags=["about"])
     def list_models(request: Request) -> list[ModelStatus]:
         """The models that are known by name, and which of them answers here."""
-        served = request.app.state.served.name
-        infos = [*MODELS.values()] + [find_model(served)] * (served not in MODELS)
+        served = find_model(request.app.state.served.name)
+        infos = [*MODELS.values()] + [served] * (served.name not in MODELS)
         return [
             ModelStatus(
                 name=info.name, licence=info.licence, parameters=info.parameters, memory_bytes=info.memory_bytes,
-                shots=info.shots, is_served=info.name == served,
+                shots=info.shots, is_served=info.name == served.name,
             )
             for info in infos
         ]  # fmt: skip
@@ -472,7 +377,7 @@ class Dashboard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         part = first_part(scope)
         app: ASGIApp = self.app
-        if scope["type"] == "http" and part not in PAGES | STREAMLIT:
+        if scope["type"] == "http" and part not in PAGES | STREAMLIT | LOG_IN:
             app = problem(404, f"There is nothing at {scope['path'][:200]!r}: /docs lists what there is.")
         elif scope["type"] == "http" and part in PAGES and scope["method"] not in {"GET", "HEAD"}:
             app = WrongMethod({"GET", "HEAD"})
@@ -511,6 +416,7 @@ def create_app(*, with_dashboard: bool = True) -> FastAPI:
     parts = {str(getattr(route, "path", "")).split("/")[1] for route in app.routes}
     bodies = dict.fromkeys(parts, MAX_BODY_BYTES) | {"jobs": MAX_FILE_BYTES}
     app.add_middleware(Gateway, parts=bodies, settings=load_settings())
+    app.add_middleware(Outside, parts=frozenset(bodies) | PAGES | STREAMLIT | LOG_IN)
     dashboard = st.App(Path(__file__).with_name("streamlit_app.py")) if with_dashboard else None
     app.mount("/", Dashboard(dashboard) if dashboard else WrongPath())
     return app

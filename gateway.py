@@ -1,8 +1,10 @@
-"""What every REST request passes: an id, the caller's token and rate, a line in the log, metrics, errors as problems.
+"""What every request passes: an id, headers for browsers, a line in the log, metrics; REST also tokens and limits.
 
-An error is a problem document (RFC 9457, ``application/problem+json``). Nothing of a request's body or query is logged.
+An error is a problem document (RFC 9457, ``application/problem+json``). Nothing of a request's body or query is logged,
+and of an error in the program its kind and place, but not its message, which may quote a text.
 """
 
+import base64
 import hashlib
 import hmac
 import json
@@ -11,25 +13,33 @@ import math
 import re
 import secrets
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import CancelledError
+from datetime import UTC, datetime
+from functools import cache
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
+import streamlit
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from pydantic import BaseModel
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chains.config import Settings
-from chains.errors import BusyError, ChainError, MissingError, ModelError, ReplyError, StoreError
+from chains.errors import BusyError, ChainError, MissingError, ModelError, QuotaError, ReplyError, StoreError
 
-__all__ = ["METRICS", "OPEN", "Gateway", "Problem", "Rate", "first_part", "handle_errors", "problem", "set_up_log"]
+__all__ = [
+    "METRICS", "OPEN", "Gateway", "Outside", "Problem", "Rate", "first_part", "handle_errors", "problem", "set_up_log",
+]  # fmt: skip
 
 LOG = logging.getLogger("bloom_lens.rest")
 OPEN = frozenset({"health", "docs", "openapi.json", "static-offline-docs"})  # what needs no token
@@ -37,7 +47,20 @@ REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 CLIENT_LEFT = 499  # nginx's number, which HTTP has no word for
 TOO_LARGE = "The request has more than the {:,} bytes that may be sent here. See /docs for the limits."
 MAX_CALLERS = 10_000  # whose rate is remembered
-STATUS = {MissingError: 404, BusyError: 503, ModelError: 503, StoreError: 503, ReplyError: 502, ChainError: 422}
+STATUS = {
+    MissingError: 404, QuotaError: 429, BusyError: 503, ModelError: 503, StoreError: 503, ReplyError: 502,
+    ChainError: 422,
+}  # fmt: skip
+FILES = frozenset({"static", "static-offline-docs", "component", "favicon.png"})  # too many for a line each
+# No answer is shown in another site's frame, none is taken for another type than it has, no other site is told of it.
+FOR_BROWSERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+NOTHING = "default-src 'none'; frame-ancestors 'none'"
 
 METRICS = CollectorRegistry()
 ProcessCollector(registry=METRICS)
@@ -87,7 +110,7 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(ChainError)
     async def from_chain(request: Request, error: ChainError) -> JSONResponse:
         status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
-        if status == 503:
+        if status in (429, 503):
             return try_again(status, str(error), getattr(error, "retry_after_s", 30.0))
         return problem(status, str(error))
 
@@ -95,9 +118,75 @@ def handle_errors(app: FastAPI) -> None:
     async def from_leaving(request: Request, error: CancelledError) -> JSONResponse:
         return problem(CLIENT_LEFT, "The client left before there was an answer.")
 
-    @app.exception_handler(Exception)
-    async def from_bug(request: Request, error: Exception) -> JSONResponse:
-        return problem(500, "Something unexpected went wrong here; the log has it under this request's X-Request-Id.")
+
+@cache
+def page_policy(is_swagger: bool) -> str:
+    """The Content-Security-Policy of a page: everything from this server, scripts only from files.
+
+    Streamlit styles in place and has one script in its page, allowed by its hash; Swagger's page has its own script,
+    and nothing of a user.
+    """
+    page = Path(streamlit.__file__).with_name("static") / "index.html"
+    scripts = re.findall(r"<script>(.*?)</script>", page.read_text(encoding="utf-8"), re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = "'unsafe-inline'" if is_swagger else " ".join(f"'sha256-{hash}'" for hash in hashes)
+    return (
+        f"default-src 'self'; script-src 'self' {allowed}; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; "
+        "base-uri 'self'; form-action 'self'; "
+        "frame-ancestors 'none'"
+    )
+
+
+class Outside:
+    """ASGI middleware around all of ``app``: an id, headers for browsers, metrics and a line in the log per request.
+
+    ``parts`` are the first parts of all paths that there are, which metrics tell apart.
+    """
+
+    def __init__(self, app: ASGIApp, parts: frozenset[str]) -> None:
+        self.app = app
+        self.parts = parts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request, started, status = HTTPConnection(scope), time.perf_counter(), 0
+        given = request.headers.get("X-Request-Id", "")
+        id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        part = first_part(scope)
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(raw=list(message["headers"]))
+                is_page = headers.get("Content-Type", "").startswith("text/html")
+                policy = page_policy(part == "docs") if is_page else NOTHING
+                headers.update(FOR_BROWSERS | {"Content-Security-Policy": policy, "X-Request-Id": id})
+                message["headers"] = headers.raw
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_headers)
+        except Exception as error:
+            LOG.error({"request": id}, exc_info=error)
+            if status:
+                raise ConnectionAbortedError("The answer had begun.") from None
+            words = "Something unexpected went wrong here; the log has it under this request's X-Request-Id."
+            await problem(500, words)(scope, receive, send_with_headers)
+        finally:
+            seconds = time.perf_counter() - started
+            # The route as it was declared: a label per job would be too many.
+            path = getattr(scope.get("route"), "path", None) or (f"/{part}" if part in self.parts else "other")
+            method = scope["method"] if scope["method"] in {"GET", "POST", "DELETE"} else "other"
+            REQUESTS.labels(method, path, status).inc()
+            SECONDS.labels(path).observe(seconds)
+            if part not in FILES or status >= 400:
+                line = {"request": id, "method": method, "path": path, "status": status, "ms": round(1000 * seconds)}
+                owner = scope.get("state", {}).get("owner")
+                LOG.info(line | ({"caller": owner} if owner else {}))
 
 
 class Rate:
@@ -121,15 +210,16 @@ class Rate:
 
 
 class Gateway:
-    """ASGI middleware around ``app`` for all requests whose path begins with one of ``parts``; others pass untouched.
+    """ASGI middleware around REST, whose paths begin with one of ``parts``; other requests pass untouched.
 
-    ``parts`` says how many bytes a request's body may have. The caller's name, or ``""`` if no tokens are asked for,
-    stands in ``request.state.owner``.
+    ``parts`` says how many bytes a request's body may have. The caller's name, or ``""`` in a deployment that is not
+    shared, stands in ``request.state.owner``.
     """
 
     def __init__(self, app: ASGIApp, parts: Mapping[str, int], settings: Settings) -> None:
         self.app = app
         self.parts = parts
+        self.is_shared = settings.is_shared
         self.tokens = settings.tokens
         self.rate = Rate(settings.requests_per_minute)
 
@@ -137,17 +227,7 @@ class Gateway:
         if scope["type"] != "http" or first_part(scope) not in self.parts:
             await self.app(scope, receive, send)
             return
-        request, started, status = HTTPConnection(scope), time.perf_counter(), 500
-        given = request.headers.get("X-Request-Id", "")
-        id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", id.encode())]
-            await send(message)
-
+        request = HTTPConnection(scope)
         limit, received = self.parts[first_part(scope)], 0
 
         async def receive_some() -> Message:
@@ -172,21 +252,11 @@ class Gateway:
             app = problem(413, TOO_LARGE.format(limit))
         elif first_part(scope) not in OPEN and (after_s := self._wait_s(request, owner)):
             app = try_again(429, f"More than {self.rate.per_minute} requests a minute: send fewer.", after_s)
-        try:
-            await app(scope, receive_some, send_with_id)
-        finally:
-            seconds = time.perf_counter() - started
-            # The route as it was declared: a label per job would be too many.
-            path = getattr(scope.get("route"), "path", None) or f"/{first_part(scope)}"
-            method = scope["method"] if scope["method"] in {"GET", "POST", "DELETE"} else "other"
-            REQUESTS.labels(method, path, status).inc()
-            SECONDS.labels(path).observe(seconds)
-            line = {"request": id, "method": method, "path": path, "status": status, "ms": round(1000 * seconds)}
-            LOG.info(json.dumps(line | ({"caller": owner} if owner else {})))
+        await app(scope, receive_some, send)
 
     def _owner(self, request: HTTPConnection) -> str | None:
         """The name of the caller whose token came with the request; ``None`` if none did and one should."""
-        if not self.tokens:
+        if not self.is_shared:
             return ""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         hash = hashlib.sha256(token.strip().encode()).hexdigest()
@@ -213,11 +283,30 @@ def first_part(scope: Scope) -> str:
     return str(scope["path"]).split("/")[1] if "/" in scope["path"] else ""
 
 
+class JsonLines(logging.Formatter):
+    """A line of JSON per record; a message that is a dictionary becomes part of it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See ``logging.Formatter``."""
+        own = record.msg if isinstance(record.msg, dict) else {"message": record.getMessage()}
+        if record.exc_info and record.exc_info[0]:
+            place = "".join(traceback.format_tb(record.exc_info[2]))
+            own = own | {"error": record.exc_info[0].__name__, "place": place}
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        return json.dumps({"time": time, "level": record.levelname.lower(), **own}, ensure_ascii=False)
+
+
 def set_up_log() -> None:
-    """Write a line of JSON per request to standard error."""
-    if not LOG.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        LOG.addHandler(handler)
-        LOG.setLevel(logging.INFO)
-        LOG.propagate = False
+    """Write this program's log to standard error as lines of JSON, one of them per request.
+
+    uvicorn's own line is left out: it has the query, where a text may stand.
+    """
+    logging.getLogger("uvicorn.access").disabled = True
+    for name in ("bloom_lens", "chains"):
+        logger = logging.getLogger(name)
+        if not logger.handlers:
+            handler = logging.StreamHandler()
+            handler.setFormatter(JsonLines())
+            logger.addHandler(handler)
+            logger.setLevel(logging.INFO)
+            logger.propagate = False

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import pandas as pd
 import streamlit as st
@@ -71,7 +71,8 @@ def get_jobs() -> Jobs:
     """The jobs of the database, which this process now runs; they go on when every browser is closed."""
     settings = load_settings()
     _remove_old_files()
-    jobs = Jobs(Store(settings.database_url), settings.data_folder, load_model)
+    limits = {"max_jobs": settings.max_jobs, "max_rows": settings.max_rows}
+    jobs = Jobs(Store(settings.database_url), settings.data_folder, load_model, **limits)
     jobs.start()
     return jobs
 
@@ -174,7 +175,7 @@ def get_answers(job: Job) -> pd.DataFrame:
 
 def get_results(job: Job) -> pd.DataFrame:
     """The rows of ``get_answers``; those that were corrected have the correction."""
-    return correct_results(get_answers(job), get_jobs().corrections(job.id, owner=""))
+    return correct_results(get_answers(job), get_jobs().corrections(job.id))
 
 
 def get_mentions(job: Job) -> pd.DataFrame:
@@ -198,7 +199,7 @@ def show_limit(job: Job, frame: pd.DataFrame) -> None:
         )
 
 
-def navigate() -> StreamlitPage:
+def navigate(position: Literal["sidebar", "hidden"] = "sidebar") -> StreamlitPage:
     """Show the way between the pages; returns the one to run."""
     return st.navigation(
         [
@@ -206,7 +207,8 @@ def navigate() -> StreamlitPage:
             st.Page("pages/batch.py", title="Batch", icon=":material/table_rows:"),
             st.Page("pages/charts.py", title="Charts", icon=":material/bar_chart:"),
             st.Page("pages/evaluation.py", title="Evaluation", icon=":material/rule:"),
-        ]
+        ],
+        position=position,
     )
 
 
@@ -227,7 +229,7 @@ def pick_model() -> None:
     with st.sidebar:
         st.selectbox(
             "Model",
-            [*MODELS, FOLDER],
+            _offered_models(),
             format_func=_model_label,
             key="model",
             help="All run on this machine. Bigger models are slower; the first use of a bloomz model downloads it.",
@@ -255,6 +257,12 @@ def pick_model() -> None:
         )
 
 
+def _offered_models() -> list[str]:
+    # On a shared deployment whoever runs it chooses, what is loaded into memory and from where.
+    settings = load_settings()
+    return [settings.model] if settings.is_shared else [*MODELS, FOLDER]
+
+
 def _model_label(name: str) -> str:
     return f"{name} · {format_bytes(MODELS[name].memory_bytes)}" if name in MODELS else name
 
@@ -268,7 +276,7 @@ def _default_shots(name: str) -> int:
 
 def picked_name() -> str:
     """The name of the chosen model; without a folder's path, the model in use."""
-    name = st.session_state.get("model", EMBEDDED)
+    name = st.session_state.get("model", _offered_models()[0])
     if name == FOLDER:
         path = st.session_state.get("model_folder", "").strip()
         name = "" if _is_server(path) else path

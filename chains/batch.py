@@ -182,12 +182,18 @@ class Running:
 class Jobs:
     """All jobs of ``store``; their files are copied from it into ``folder`` to be read.
 
+    An owner may have ``max_jobs`` that wait or run, of ``max_rows`` each; 0 is any number.
+
     Methods are safe from any thread and never wait for the model, but for ``run``. Every method that takes an ``id``
     raises ``ChainError`` if there is no such job, and any of them ``StoreError`` if the database fails.
     """
 
-    def __init__(self, store: Store, folder: Path, load: "Callable[[str], Model]") -> None:
+    def __init__(
+        self, store: Store, folder: Path, load: "Callable[[str], Model]", *, max_jobs: int = 0, max_rows: int = 0
+    ) -> None:
         self.store = store
+        self.max_jobs = max_jobs
+        self.max_rows = max_rows
         self.problem = ""  # why nothing can be stored at the moment
         self._folder = folder / "sources"
         self._load = load
@@ -204,11 +210,19 @@ class Jobs:
         self, table: Table, text_column: str, model_name: str, shots: int | None = None, *,
         name: str = "", owner: str = "", copy: bool = True,
     ) -> str:  # fmt: skip
-        """The id of a new job over every row of ``table``; raises ``TableError`` if it has no such column.
+        """The id of a new job over every row of ``table``.
 
         With ``copy`` the file's bytes go into the database; else the file must stay where it is.
+
+        Raises:
+            TableError: it has no such column, or too many rows.
+            QuotaError: its owner has too many jobs.
         """
         table.column(text_column)
+        if self.max_rows and table.total > self.max_rows:
+            raise TableError(
+                f"{table.name!r} has {table.total:,} rows: expected at most {self.max_rows:,} here. Cut it into parts."
+            )
         now = datetime.now(UTC)
         job = Job(
             id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(4)}",
@@ -223,7 +237,7 @@ class Jobs:
             total=table.total,
             created=now.isoformat(timespec="microseconds"),
         )
-        self.store.add_job(job, table.path if copy else None)
+        self.store.add_job(job, table.path if copy else None, self.max_jobs)
         self._wake.set()
         return job.id
 
@@ -234,13 +248,13 @@ class Jobs:
         return next((job for job in found if job.base in ("", base)), None)
 
     def list(self, owner: str | None = None) -> "list[Job]":
-        """The jobs that ``owner`` may see (``None``: all), newest first."""
+        """The jobs of ``owner`` (``None``: of all), newest first."""
         return self.store.list_jobs(owner=owner)
 
     def status(self, id: str, owner: str | None = None) -> Job:
-        """Where the job stands now; one that ``owner`` may not see (``None``: all) does not exist."""
+        """Where the job stands now; one that is not ``owner``'s (``None``: anybody's) does not exist."""
         job = self.store.get_job(id)
-        if job is None or (owner is not None and job.owner not in ("", owner)):
+        if job is None or (owner is not None and job.owner != owner):
             raise MissingError(f"There is no job {id!r}: it was deleted, or it belongs to another database.")
         return job
 

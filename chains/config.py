@@ -9,10 +9,13 @@ from pathlib import Path
 
 from chains.errors import ChainError
 
-__all__ = ["Settings", "load_settings"]
+__all__ = ["MAX_CHARACTERS", "Settings", "load_settings"]
 
 # Streamlit's own place for what must not be in the repository: on Community Cloud, the app's settings.
 SECRETS = Path(".streamlit") / "secrets.toml"
+MAX_CHARACTERS = 20_000  # of a text that its caller waits for, by REST or on a shared dashboard
+# What each caller may do where many share one machine, unless the settings say otherwise.
+SHARED_REQUESTS_PER_MINUTE, SHARED_JOBS, SHARED_ROWS = 600, 4, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -22,20 +25,28 @@ class Settings:
     ``data_folder`` (``BLOOM_LENS_DATA``) holds converted models, files of jobs and, unless ``database``
     (``BLOOM_LENS_DATABASE``, or that name in .streamlit/secrets.toml) is the URL of another one, the database of jobs;
     it is created when first needed. ``precision`` (``BLOOM_LENS_PRECISION``) is empty for the type that suits the
-    processor, or ``int8``. ``api_key`` (``BLOOM_LENS_API_KEY``) is sent to the server of a model named ``openai:…``.
+    processor, or ``int8``. ``allows_unpinned`` (``BLOOM_LENS_UNPINNED``) lets models of which no commit is named be
+    downloaded from the Hub. ``api_key`` (``BLOOM_LENS_API_KEY``) is sent to the server of a model named ``openai:…``.
 
-    For REST alone: ``model`` (``BLOOM_LENS_MODEL``) is the name of the model that answers; ``tokens``
-    (``BLOOM_LENS_TOKENS``) the SHA-256 of each caller's token by the caller's name, where nobody needs one if there is
-    none; ``requests_per_minute`` (``BLOOM_LENS_RATE``) how many a caller may send in the long run, or 0 for any number.
+    ``is_shared`` (``BLOOM_LENS_SHARED``) is the one switch for a deployment that others use: REST then asks for tokens,
+    the dashboard for a log-in, and a job is its owner's alone. ``tokens`` (``BLOOM_LENS_TOKENS``) are the SHA-256 of
+    each REST caller's token by the caller's name. ``model`` (``BLOOM_LENS_MODEL``) is the name of the model that
+    answers REST and a shared dashboard. What each caller may do, 0 being any number: ``requests_per_minute``
+    (``BLOOM_LENS_RATE``) to REST in the long run, ``max_jobs`` (``BLOOM_LENS_MAX_JOBS``) that wait or run, ``max_rows``
+    (``BLOOM_LENS_MAX_ROWS``) in a file.
     """
 
     data_folder: Path = Path(".data")
     database: str = field(default="", repr=False)
     precision: str = ""
+    allows_unpinned: bool = False
     api_key: str = field(default="", repr=False)
     model: str = "embedded"
+    is_shared: bool = False
     tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
     requests_per_minute: int = 0
+    max_jobs: int = 0
+    max_rows: int = 0
 
     @property
     def database_url(self) -> str:
@@ -64,15 +75,36 @@ def load_settings(environment: Mapping[str, str] | None = None, secrets: Path = 
     for prefix in ("postgres://", "postgresql://"):
         if database.startswith(prefix):
             database = "postgresql+psycopg://" + database.removeprefix(prefix)
+    is_shared = _read_switch("BLOOM_LENS_SHARED", read("BLOOM_LENS_SHARED"))
+    tokens = _read_tokens(read("BLOOM_LENS_TOKENS"))
+    if tokens and not is_shared:
+        raise ChainError(
+            "BLOOM_LENS_TOKENS is set and BLOOM_LENS_SHARED is not 1: nobody would be asked for a token. Set both (the "
+            "dashboard then asks for a log-in too), or neither."
+        )
+
+    def read_number(name: str, default: int) -> int:
+        return _read_number(name, read(name), default if is_shared else 0)
+
     return Settings(
         data_folder=Path(read("BLOOM_LENS_DATA") or ".data").expanduser(),
         database=database,
         precision=read("BLOOM_LENS_PRECISION").lower(),
+        allows_unpinned=_read_switch("BLOOM_LENS_UNPINNED", read("BLOOM_LENS_UNPINNED")),
         api_key=read("BLOOM_LENS_API_KEY"),
         model=read("BLOOM_LENS_MODEL") or "embedded",
-        tokens=_read_tokens(read("BLOOM_LENS_TOKENS")),
-        requests_per_minute=_read_rate(read("BLOOM_LENS_RATE")),
+        is_shared=is_shared,
+        tokens=tokens,
+        requests_per_minute=read_number("BLOOM_LENS_RATE", SHARED_REQUESTS_PER_MINUTE),
+        max_jobs=read_number("BLOOM_LENS_MAX_JOBS", SHARED_JOBS),
+        max_rows=read_number("BLOOM_LENS_MAX_ROWS", SHARED_ROWS),
     )
+
+
+def _read_switch(name: str, word: str) -> bool:
+    if word not in {"", "0", "1"}:
+        raise ChainError(f"{name} is {word!r}: expected 1 for yes, or 0 or nothing for no.")
+    return word == "1"
 
 
 def _read_tokens(words: str) -> dict[str, str]:
@@ -88,7 +120,7 @@ def _read_tokens(words: str) -> dict[str, str]:
     return tokens
 
 
-def _read_rate(word: str) -> int:
+def _read_number(name: str, word: str, default: int) -> int:
     if not re.fullmatch(r"[0-9]{0,9}", word):
-        raise ChainError(f"BLOOM_LENS_RATE is {word!r}: expected a number of requests per minute, or 0 for any number.")
-    return int(word or 0)
+        raise ChainError(f"{name} is {word!r}: expected a number, or 0 for any number.")
+    return int(word) if word else default

@@ -5,6 +5,7 @@ ChainError              anything below; edges (pages, command line) catch only t
 ├── ModelError          a model cannot be found, loaded or run
 ├── ReplyError          a reply could not be read; keeps the reply
 ├── BusyError           a model has no time for one more caller
+│   └── QuotaError      a caller has as much as one may have
 ├── MissingError        there is no such job
 ├── TableError          a table of texts or a gold set cannot be read
 ├── CorrectionError     an answer given by hand does not fit its text
@@ -19,6 +20,7 @@ __all__ = [
     "CorrectionError",
     "MissingError",
     "ModelError",
+    "QuotaError",
     "ReplyError",
     "StoreError",
     "TableError",
@@ -52,6 +54,10 @@ class BusyError(ChainError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class QuotaError(BusyError):
+    """A caller has as many jobs as one may have at once; when one of them is done, there is room for another."""
 
 
 class MissingError(ChainError):

@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import os
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,13 +34,16 @@ EMBEDDED_FOLDER = Path(__file__).parent.parent / "models" / "bloom-mini"
 BASE_MEMORY_BYTES = 530_000_000
 WORK_MEMORY_BYTES = 150_000_000
 WORK_PER_LAYER_BYTE = 0.4
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
 class ModelInfo:
     """What is known of a model before it is loaded. ``shots`` is the default number of few-shot examples,
     ``window_tokens`` the most tokens of a text that are read at once; ``vocabulary`` of the parameters are rows of the
-    vocabulary matrix, which stays on disk. ``adapter`` is the folder of a LoRA adapter to merge into the weights."""
+    vocabulary matrix, which stays on disk. ``revision`` is the commit of a Hub model that is downloaded; without one,
+    whatever stands on its main branch, if the user allows that. ``adapter`` is the folder of a LoRA adapter to merge
+    into the weights."""
 
     name: str
     source: str
@@ -78,7 +82,7 @@ def _bloomz(size: str, hidden: int, parameters: int, revision: str | None = None
     )
 
 
-# Parameters as counted from each model's BloomConfig.
+# Parameters as counted from each model's BloomConfig. Commits are those that two sources name; see _require_pin.
 MODELS: dict[str, ModelInfo] = {
     info.name: info
     for info in (
@@ -96,7 +100,7 @@ MODELS: dict[str, ModelInfo] = {
         _bloomz("1b1", 1536, 1_065_314_304),
         _bloomz("1b7", 2048, 1_722_408_960),
         _bloomz("3b", 2560, 3_002_557_440),
-        _bloomz("7b1", 4096, 7_069_016_064),
+        _bloomz("7b1", 4096, 7_069_016_064, "2f4c4f3ebcf171dbbe2bae989ea2d2f3d3486a97"),
     )
 }
 
@@ -168,8 +172,9 @@ class RemoteModel(Model):
 
 
 def find_model(name: str) -> ModelInfo:
-    """The model of a name in the table, a Hub id (``owner/name``), a local folder with a BLOOM checkpoint, one of these
-    with a LoRA adapter (``<base>+<adapter folder>``), or a model behind a server (``openai:<url>#<model>``).
+    """The model of a name in the table, a Hub id (``owner/name`` or ``owner/name@<commit>``), a local folder with a
+    BLOOM checkpoint, one of these with a LoRA adapter (``<base>+<adapter folder>``), or a model behind a server
+    (``openai:<url>#<model>``).
 
     Raises:
         ModelError: none of these.
@@ -190,12 +195,15 @@ def find_model(name: str) -> ModelInfo:
     if plus and adapter:
         info = find_model(base)
         return replace(info, name=f"{info.name}+{adapter}", adapter=os.path.expanduser(adapter))
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    base, at, commit = name.partition("@")
+    if at and COMMIT.fullmatch(commit):
+        return replace(find_model(base), revision=commit)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and "@" not in name:
         return ModelInfo(name, name, None, 0, "as its page on the Hub says")
     raise ModelError(
-        f"There is no model {name!r}. Choose one of {', '.join(MODELS)}, give a Hub id such as 'owner/name', "
-        "the folder of a BLOOM checkpoint, '<one of these>+<folder of a LoRA adapter>', or 'openai:<url>#<model>' for "
-        "a model behind a server."
+        f"There is no model {name!r}. Choose one of {', '.join(MODELS)}, give a Hub id such as 'owner/name' or "
+        "'owner/name@<the 40 digits of a commit>', the folder of a BLOOM checkpoint, '<one of these>+<folder of a LoRA "
+        "adapter>', or 'openai:<url>#<model>' for a model behind a server."
     )
 
 
@@ -316,6 +324,7 @@ def _checkpoint(info: ModelInfo, dtype: "torch.dtype") -> tuple[Path, str]:
         pattern = f"{glob.escape(name)}-{(info.revision or '?' * 8)[:8]}-{suffix}"
         for copy in sorted(copies.glob(pattern), key=os.path.getmtime, reverse=True):
             return copy, copy.name.split("-")[-2]
+        _require_pin(info)
     config = BloomConfig.from_pretrained(info.source, revision=info.revision or "main")
     if config.model_type != "bloom":
         raise ModelError(f"{info.name} is a {config.model_type!r} model. Only BLOOM checkpoints can be used.")
@@ -335,6 +344,16 @@ def _checkpoint(info: ModelInfo, dtype: "torch.dtype") -> tuple[Path, str]:
     copy = copies / f"{name}-{revision[:8]}-{suffix}"
     weights.convert(source, copy, dtype)
     return copy, revision[:8]
+
+
+def _require_pin(info: ModelInfo) -> None:
+    """Raise ``ModelError`` if nobody says which commit to download, and the user does not allow any."""
+    if info.revision is None and not load_settings().allows_unpinned:
+        raise ModelError(
+            f"No commit of {info.source!r} is pinned, so its owner could change what is downloaded. Name one, as in "
+            f"'{info.source}@<commit>': its 40 digits stand on the model's page on the Hub under 'Files and versions'. "
+            "Or set BLOOM_LENS_UNPINNED=1 to take what is there now, which is then kept."
+        )
 
 
 def fingerprint(folder: Path) -> str:

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
-from chains.errors import StoreError
+from chains.errors import QuotaError, StoreError
 
 __all__ = ["LIVE", "Job", "State", "Store"]
 
@@ -29,6 +29,7 @@ LIVE = ("waiting", "running")
 PIECE_BYTES = 1_000_000
 BUSY_S = 30  # how long a writer of SQLite waits for another
 DELETE_TRIES = 3
+FULL_RETRY_S = 60.0  # after which an owner with too many jobs may ask again
 MIGRATION_LOCK = 0x426C6F6F6D  # any number, the same for all processes
 
 METADATA = sa.MetaData()
@@ -123,7 +124,8 @@ class Job:
     them with an error. While failed rows are tried again, ``retried`` is the last one that was, else ``None``.
     ``crashes`` counts processes that died with the job since its last chunk. ``seconds`` were spent on finished rows.
     ``worker`` is the process that runs it, alive at ``heartbeat``, and at work on it at ``served`` (both in seconds
-    since 1970). ``created`` is a UTC time in ISO 8601. ``owner`` may see it; ``""`` is everybody.
+    since 1970). ``created`` is a UTC time in ISO 8601. ``owner`` alone may see it; ``""`` is
+    whoever uses a deployment that is not shared.
     """
 
     id: str
@@ -223,9 +225,19 @@ class Store:
 
     # Jobs
 
-    def add_job(self, job: Job, file: Path | None = None) -> None:
-        """Store a new job, and with ``file`` the bytes of its source, unless they are there already."""
+    def add_job(self, job: Job, file: Path | None = None, most: int = 0) -> None:
+        """Store a new job, and with ``file`` the bytes of its source, unless they are there already.
+
+        Raises ``QuotaError`` if its owner would then have more than ``most`` (0: any number) that wait or run.
+        """
         with self._write() as connection:
+            live = sa.select(sa.func.count()).where(JOBS.c.owner == job.owner, JOBS.c.state.in_(LIVE))
+            if most and (connection.scalar(live) or 0) >= most:
+                raise QuotaError(
+                    f"You have {most:,} jobs that wait or run, which is as many as one may have here: wait until one "
+                    "is done, or stop one.",
+                    FULL_RETRY_S,
+                )
             connection.execute(JOBS.insert().values(asdict(job)))
             is_there = connection.scalar(sa.select(PIECES.c.number).where(PIECES.c.source == job.source).limit(1))
             if file is None or is_there is not None:
@@ -258,11 +270,11 @@ class Store:
             return Job(*row) if row else None
 
     def list_jobs(self, *, owner: str | None = None, states: Sequence[str] = (), **wanted: Any) -> list[Job]:
-        """The jobs, newest first: those that ``owner`` may see (``None``: all), in one of ``states`` if there are any,
-        and with the values ``wanted``."""
+        """The jobs, newest first: those of ``owner`` (``None``: of all), in one of ``states`` if there are any, and
+        with the values ``wanted``."""
         query = _select_jobs().order_by(JOBS.c.created.desc(), JOBS.c.id.desc())
         if owner is not None:
-            query = query.where(JOBS.c.owner.in_(["", owner]))
+            query = query.where(JOBS.c.owner == owner)
         if states:
             query = query.where(JOBS.c.state.in_(states))
         for name, value in wanted.items():

@@ -6,6 +6,7 @@ from typing import Any
 
 import streamlit as st
 
+import accounts
 import ui
 from chains.errors import ChainError
 from chains.registry import MODELS
@@ -38,7 +39,7 @@ def show_problem() -> None:
 def estimate_seconds(rows: int) -> int | None:
     """How long the picked model needs: by the last job it ran, else by its size; ``None`` if that is unknown."""
     name = ui.picked_name()
-    jobs = ui.get_jobs().list(owner="")
+    jobs = ui.get_jobs().list(owner=accounts.owner())
     if measured := next((job.rows_per_second for job in jobs if job.model == name and job.done), 0.0):
         return math.ceil(rows / measured)
     if name not in MODELS:

@@ -7,6 +7,7 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
+import accounts
 import ui
 from chains.corrections import as_shot, mark, write_shot
 from chains.errors import ChainError
@@ -85,15 +86,15 @@ def _change(job: Job, number: int, model_answer: Correction, change: Callable[[C
     """Store the row's answer with what ``change`` makes of it as it is by now: another browser may have been faster."""
     jobs = ui.get_jobs()
     try:
-        now = jobs.corrections(job.id, owner="").get(number, model_answer)
-        jobs.correct(job.id, number, now.model_copy(update=change(now)), owner="")
+        now = jobs.corrections(job.id, owner=accounts.owner()).get(number, model_answer)
+        jobs.correct(job.id, number, now.model_copy(update=change(now)), owner=accounts.owner())
     except ChainError as error:
         st.session_state.row_problem = error
 
 
 def _undo(job: Job, number: int) -> None:
     try:
-        ui.get_jobs().undo(job.id, number, owner="")
+        ui.get_jobs().undo(job.id, number, owner=accounts.owner())
     except ChainError as error:
         st.session_state.row_problem = error
 

@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
+import accounts
 import plots
 import ui
 from chains import ChainError
@@ -74,7 +75,7 @@ def start(table: Table, column: str, name: str) -> None:
     """Begin a job and open it."""
     with st.spinner("Storing the file…", show_time=True):
         submit = ui.get_jobs().submit
-        job_id = attempt(submit, table, column, ui.picked_name(), ui.picked_shots(), name=name, owner="")
+        job_id = attempt(submit, table, column, ui.picked_name(), ui.picked_shots(), name=name, owner=accounts.owner())
     if job_id:
         drop_file()
         open_job(job_id)
@@ -162,7 +163,7 @@ def show_results(job: Job) -> None:
         frame = ui.get_results(job)
         rows = show_filtered(job, frame)
         ui.show_limit(job, frame)
-        corrections = ui.get_jobs().corrections(job.id, owner="")
+        corrections = ui.get_jobs().corrections(job.id, owner=accounts.owner())
         show_editor(job, rows, corrections)
         show_download(job, corrections, {index + 1 for index in rows.index} if len(rows) < len(frame) else None)
     except ChainError as error:
@@ -336,7 +337,7 @@ def write_file(
     jobs = ui.get_jobs()
     if shape == GOLD:
         with ui.new_file("downloads") as file:
-            lines = write_gold(file, jobs.gold(job_id, owner=""), format=format, neutralise=neutralise)
+            lines = write_gold(file, jobs.gold(job_id, owner=accounts.owner()), format=format, neutralise=neutralise)
         return lines, Path(file.name)
     layout = layout_of(jobs.status(job_id))
     results = jobs.results(job_id, end=None if numbers is None else max(numbers, default=0))
@@ -362,7 +363,8 @@ def show_job(job: Job) -> None:
         if job.done and st.button("Charts", key="to_charts", icon=":material/bar_chart:"):
             st.switch_page("pages/charts.py")
         with st.popover("Link", icon=":material/link:"):
-            st.write("Opens this job for everybody who can open this dashboard.")
+            whom = "you, once you are logged in" if accounts.is_shared() else "everybody who can open this dashboard"
+            st.write(f"Opens this job for {whom}.")
             st.code(f"{st.context.url or ''}?job={job.id}", language=None, wrap_lines=True)
         show_changes(job, delete_job)
     watch(job)
@@ -403,9 +405,9 @@ if "job" not in st.query_params and st.session_state.get("job"):
     open_job(st.session_state.job)
 st.session_state.job = job_id = st.query_params.get("job")
 try:
-    others = [job for job in ui.get_jobs().list(owner="") if job.id != job_id and not is_run(job)]
+    others = [job for job in ui.get_jobs().list(owner=accounts.owner()) if job.id != job_id and not is_run(job)]
     if job_id:
-        show_job(ui.get_jobs().status(job_id, owner=""))
+        show_job(ui.get_jobs().status(job_id, owner=accounts.owner()))
     else:
         show_upload()
     if others:

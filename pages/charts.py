@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+import accounts
 import plots
 import ui
 from chains import ChainError
@@ -79,7 +80,7 @@ def pick_job(jobs: dict[str, Job]) -> Job:
 ui.require_entrypoint()
 st.title("Charts")
 try:
-    jobs = {job.id: job for job in ui.get_jobs().list(owner="") if job.done and not is_run(job)}
+    jobs = {job.id: job for job in ui.get_jobs().list(owner=accounts.owner()) if job.done and not is_run(job)}
     if jobs:
         show_charts(pick_job(jobs))
     else:

@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
+import accounts
 import plots
 import ui
 from chains import ChainError, Entity
@@ -80,8 +81,8 @@ def list_sources(runs: Sequence[Job]) -> dict[Source, str]:
     """Where a gold set may come from, each in words."""
     jobs = ui.get_jobs()
     sources = {(SAMPLES, ""): "Sample: 70 texts", (UPLOAD, ""): "A file with the right answers…"}
-    for job in [job for job in jobs.list(owner="") if job.done and not is_run(job)][:MAX_SOURCES]:
-        if corrections := jobs.corrections(job.id, owner=""):
+    for job in [job for job in jobs.list(owner=accounts.owner()) if job.done and not is_run(job)][:MAX_SOURCES]:
+        if corrections := jobs.corrections(job.id, owner=accounts.owner()):
             sources[CORRECTED, job.id] = f"{ui.count_rows(len(corrections))} corrected in {job.name}"
     newest = {run.source: run for run in reversed(runs)}
     for run in newest.values():
@@ -97,7 +98,7 @@ def show_start(runs: Sequence[Job]) -> None:
     kind, job_id = source
     jobs = ui.get_jobs()
     if kind == FORMER:
-        run = jobs.status(job_id, owner="")
+        run = jobs.status(job_id, owner=accounts.owner())
         show_button(run.total, lambda: repeat(run))
         return
     if kind == UPLOAD:
@@ -115,9 +116,9 @@ def show_start(runs: Sequence[Job]) -> None:
     elif kind == SAMPLES:
         name, rows = "Sample", read_gold_set(SAMPLE)
     else:
-        job = jobs.status(job_id, owner="")
+        job = jobs.status(job_id, owner=accounts.owner())
         name = job.name
-        rows = [GoldRow(one.text, one.language, one.entities) for one in jobs.gold(job_id, owner="")]
+        rows = [GoldRow(one.text, one.language, one.entities) for one in jobs.gold(job_id, owner=accounts.owner())]
     languages, names = (sum(getattr(row, part) is not None for row in rows) for part in ("language", "entities"))
     st.caption(f"{languages:,} texts with their language, {names:,} with their names")
     st.dataframe(
@@ -162,7 +163,9 @@ def begin(name: str, rows: Sequence[GoldRow]) -> str:
     with ui.new_file("uploads") as file:
         path = Path(file.name)
     try:
-        return start_run(ui.get_jobs(), rows, path, ui.picked_name(), ui.picked_shots(), name=name)
+        return start_run(
+            ui.get_jobs(), rows, path, ui.picked_name(), ui.picked_shots(), name=name, owner=accounts.owner()
+        )
     finally:
         path.unlink(missing_ok=True)
 
@@ -172,7 +175,7 @@ def repeat(run: Job) -> str:
     with ui.new_file("uploads") as file:
         path = Path(file.name)
     try:
-        return repeat_run(ui.get_jobs(), run, path, ui.picked_name(), ui.picked_shots())
+        return repeat_run(ui.get_jobs(), run, path, ui.picked_name(), ui.picked_shots(), owner=accounts.owner())
     finally:
         path.unlink(missing_ok=True)
 
@@ -187,7 +190,7 @@ def count_shots(shots: int | None) -> str:
 @st.cache_resource(max_entries=8, ttl=3600, show_spinner="Comparing the answers…")
 def get_answers(run_id: str, version: str, task: TaskName) -> Answers:
     jobs = ui.get_jobs()
-    return read_answers(jobs, jobs.status(run_id, owner=""), task)
+    return read_answers(jobs, jobs.status(run_id, owner=accounts.owner()), task)
 
 
 @st.cache_data(max_entries=32, ttl=3600, show_spinner="Computing the scores…")
@@ -586,7 +589,7 @@ def show_runs(runs: Sequence[Job], is_open: bool) -> None:
 
 def find_runs(ids: Sequence[str]) -> list[Job]:
     """The runs of these ids; raises ``ChainError`` if one is not there, or no evaluation, or of another gold set."""
-    runs = [ui.get_jobs().status(run_id, owner="") for run_id in ids]
+    runs = [ui.get_jobs().status(run_id, owner=accounts.owner()) for run_id in ids]
     for run in runs:
         if not is_run(run) or run.source != runs[0].source:
             raise ChainError(
@@ -603,7 +606,7 @@ if "run" not in st.query_params and st.session_state.get("runs"):
 st.session_state.runs = st.query_params.get("run", "")
 chosen = list(dict.fromkeys(filter(None, st.session_state.runs.split(","))))
 try:
-    runs = list_runs(ui.get_jobs(), owner="")
+    runs = list_runs(ui.get_jobs(), owner=accounts.owner())
     if chosen:
         opened = find_runs(chosen)
         show_run(opened[0], opened[1:], runs)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
+import accounts
 import plots
 import ui
 from chains import Analysis, ChainError, Detection, Recognition, analysis
@@ -45,6 +46,7 @@ def use_example(name: str) -> None:
 
 
 def answer(text: str) -> Answer:
+    accounts.check_length(text)
     model, shots = ui.get_model(), ui.picked_shots()
     start = time.perf_counter()
     [result] = analysis.analyse([text], model, shots=shots)

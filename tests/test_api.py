@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 import os
 import signal
 import socket
@@ -24,6 +25,7 @@ import uvicorn
 
 import api
 import gateway
+import messages
 from chains import batch, registry
 from chains.entities import find_entities
 from chains.errors import ModelError
@@ -39,7 +41,8 @@ PROBLEM = "application/problem+json"
 def environment(monkeypatch, tmp_path):
     monkeypatch.setenv("BLOOM_LENS_DATA", str(tmp_path))
     monkeypatch.setenv("BLOOM_LENS_MODEL", "tiny")
-    for name in ("BLOOM_LENS_DATABASE", "BLOOM_LENS_TOKENS", "BLOOM_LENS_RATE"):
+    for name in ("DATABASE", "SHARED", "TOKENS", "RATE", "MAX_JOBS", "MAX_ROWS"):
+        name = f"BLOOM_LENS_{name}"
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(batch, "IDLE_S", 0.01)
     monkeypatch.setattr(registry, "find_model", lambda name: registry.MODELS["embedded"])
@@ -163,12 +166,63 @@ def test_entities_are_those_of_the_chain_with_counts(client, tiny_model):
         ({"text": "a", "model": "bloomz-7b1"}, "Extra inputs are not permitted"),
         ({"text": "\ud800"}, "text 1 holds half a character"),
         ("{", "JSON decode error"),
+        ({"text": "a", "explain": 0}, "body.explain: Input should be a valid boolean"),
+        ({"text": "a", "shots": "3"}, "body.shots: Value error, expected a number"),
+        ({"text": "a", "shots": True}, "body.shots: Value error, expected a number"),
+        ({"text": "a", "timeout_s": "5"}, "body.timeout_s: Input should be a valid number"),
     ],
 )
 def test_a_wrong_request_is_a_problem_that_says_what_was_expected(client, body, words):
     content = body if isinstance(body, str) else json.dumps(body)
     response = client.post("/language-detection", content=content, headers={"Content-Type": "application/json"})
     assert "bbbb" not in json.dumps(check_problem(response, 422, words))
+
+
+def test_a_body_that_is_no_text_at_all_is_a_documented_problem(client):
+    json_type, form_type = "application/json", "multipart/form-data; boundary=b"
+    documented = client.get("/openapi.json").json()["paths"]
+    for path, kind, body in (
+        ("/language-detection", json_type, b"\xff\xfe{Jr"),
+        ("/entity-recognition", json_type, b"\xff"),
+        ("/jobs", form_type, b"--b\r\n\xd2#\xf4--b--\r\n"),
+    ):
+        response = client.post(path, content=body, headers={"Content-Type": kind})
+        check_problem(response, 400, "")
+        assert "400" in documented[path]["post"]["responses"]
+
+
+def test_the_description_says_how_many_texts_there_may_be(client):
+    one, many = client.get("/openapi.json").json()["components"]["schemas"]["Texts"]["properties"]["text"]["anyOf"]
+    assert one["maxLength"] == many["items"]["maxLength"] == 20_000
+    assert (many["minItems"], many["maxItems"]) == (1, 128)
+
+
+def test_answers_are_those_of_the_chains_however_many_ask_at_once(client, tiny_model):
+    gold = (ROOT / "tests" / "gold" / "entities.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in gold[:48]]
+    languages = [detect_language(text, tiny_model) for text in texts]
+    entities = [find_entities(text, tiny_model) for text in texts]
+
+    def ask(text):
+        body = {"text": text, "explain": True}
+        return [client.post(path, json=body).json() for path in ("/language-detection", "/entity-recognition")]
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, texts))
+    for (language, recognition), detected, found in zip(answers, languages, entities, strict=True):
+        [one], [other] = language["results"], recognition["results"]
+        assert (one["language"], one["replies"]) == (detected.language, list(detected.replies))
+        # Rows of one batch are summed up in another order: bf16 rounds a logit to 3 digits.
+        assert one["probability"] == pytest.approx(detected.probability, abs=0.02)
+        assert other == found.model_dump(mode="json") | {"occurrences": found.counts()}
+
+
+@pytest.mark.slow
+def test_schemathesis_finds_no_breach_of_the_description(client):
+    command = [Path(sys.executable).with_name("schemathesis"), "--config-file", "tests/schemathesis.toml", "run"]
+    command += [f"{client.base_url}/openapi.json", "--max-time", "180", "--max-examples", "25", "--continue-on-failure"]
+    done = subprocess.run([*command, "--request-timeout", "60"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize(
@@ -273,7 +327,7 @@ def test_models_and_docs_name_what_there_is(client):
     assert {"embedded", "bloomz-560m"} <= {model["name"] for model in models}
     described = client.get("/openapi.json").json()
     assert described["paths"]["/language-detection"]["post"]
-    assert api.EXAMPLE in json.dumps(described, ensure_ascii=False)
+    assert messages.EXAMPLE in json.dumps(described, ensure_ascii=False)
     page = client.get("/docs").text
     assert "https://" not in page and "/static-offline-docs/swagger-ui-bundle.js" in page
     assert client.get("/static-offline-docs/swagger-ui-bundle.js").status_code == 200
@@ -379,6 +433,7 @@ def bearer(name):
 
 
 def test_with_tokens_a_job_is_its_owners_alone(environment, tiny_model):
+    environment.setenv("BLOOM_LENS_SHARED", "1")
     environment.setenv("BLOOM_LENS_TOKENS", f"{token_of('ana')}, {token_of('bo')}")
     environment.setattr(registry, "load", lambda name: tiny_model)
     with serving() as client:
@@ -395,6 +450,33 @@ def test_with_tokens_a_job_is_its_owners_alone(environment, tiny_model):
             check_problem(other, 404, "There is no job")
         assert client.get(f"/jobs/{id}/result").status_code == 200
         assert client.delete(f"/jobs/{id}").status_code == 204
+
+
+def test_shared_without_tokens_lets_nobody_in(environment, tiny_model):
+    environment.setenv("BLOOM_LENS_SHARED", "1")
+    environment.setattr(registry, "load", lambda name: tiny_model)
+    with serving() as client:
+        for headers in ({}, {"Authorization": "Bearer"}, {"Authorization": "Bearer x"}):
+            check_problem(client.get("/models", headers=headers), 401, "Authorization: Bearer")
+
+
+def test_a_caller_has_so_many_jobs_of_so_many_rows(environment, tiny_model, gate):
+    environment.setenv("BLOOM_LENS_MAX_JOBS", "2")
+    environment.setenv("BLOOM_LENS_MAX_ROWS", "3")
+    environment.setattr(registry, "load", lambda name: tiny_model)
+    with serving() as client:
+        wait_until(lambda: client.get("/health").status_code == 200)
+        check_problem(upload(client, CSV + "4,more\n"), 422, "has 4 rows: expected at most 3")
+        gate.shut()
+        first, second = upload(client).json(), upload(client).json()
+        response = upload(client)
+        check_problem(response, 429, "You have 2 jobs that wait or run")
+        assert int(response.headers["Retry-After"]) >= 1
+        assert client.delete(f"/jobs/{second['id']}").status_code == 204
+        assert upload(client).status_code == 202
+        gate.set()
+        wait_until(lambda: client.get(f"/jobs/{first['id']}").json()["state"] == "done")
+        assert upload(client).status_code == 202
 
 
 def test_a_caller_who_sends_too_much_has_to_wait(environment, tiny_model):
@@ -420,16 +502,50 @@ def test_a_rate_is_per_caller_and_grows_back():
 def test_the_log_has_a_line_per_request_and_nothing_of_a_text(client, monkeypatch):
     lines = []
     monkeypatch.setattr(gateway.LOG, "info", lines.append)
-    secret = "Zyxwv Utsrq"
+    secret = "Zyxwv Utsrq"  # pragma: allowlist secret
     answer = client.post("/entity-recognition", json={"text": secret}, headers={"X-Request-Id": "my-1"})
     assert answer.headers["X-Request-Id"] == "my-1"
     other = client.get(f"/jobs/{secret}?text={secret}", headers={"X-Request-Id": "a b"})
     assert other.headers["X-Request-Id"] != "a b"
     wait_until(lambda: len(lines) == 2)
-    assert secret[:5] not in "".join(lines)
-    line = json.loads(lines[0])
+    assert secret[:5] not in str(lines)
+    line = lines[0]
     assert (line["request"], line["path"], line["status"]) == ("my-1", "/entity-recognition", 200)
-    assert json.loads(lines[1])["path"] == "/jobs/{id}"
+    assert lines[1]["path"] == "/jobs/{id}"
+
+
+def test_every_answer_has_headers_for_browsers(client):
+    for path in ("/models", "/docs", "/nothing", "/openapi.json", "/static-offline-docs/swagger-ui.css"):
+        headers = client.get(path).headers
+        assert headers["X-Content-Type-Options"] == "nosniff" and headers["Referrer-Policy"] == "same-origin"
+        assert "frame-ancestors 'none'" in headers["Content-Security-Policy"] and headers["X-Request-Id"], path
+    assert client.get("/models").headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
+
+
+def test_an_error_in_the_program_is_a_problem_and_its_message_is_not_logged(client, monkeypatch):
+    def fail(*_, **__):
+        raise KeyError("Zyxwv" + " Utsrq")
+
+    written = logging.StreamHandler(io.StringIO())
+    written.setFormatter(gateway.JsonLines())
+    monkeypatch.setattr(gateway.LOG, "handlers", [written])
+    monkeypatch.setattr(api, "detect_languages", fail)
+    response = client.post("/language-detection", json={"text": TEXT})
+    check_problem(response, 500, "X-Request-Id")
+    assert response.headers["X-Request-Id"] and response.headers["X-Content-Type-Options"] == "nosniff"
+    record = json.loads(written.stream.getvalue().splitlines()[0])
+    assert (record["request"], record["error"]) == (response.headers["X-Request-Id"], "KeyError")
+    assert "in fail" in record["place"] and "Zyxwv Utsrq" not in str(record)
+
+
+def check_log(text):
+    """A line per request and no more, whose text and query are nowhere."""
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    asked = [line for line in lines if line.get("path") == "/language-detection"]
+    assert [(line["status"], line["level"], line["method"]) for line in asked] == [(200, "info", "POST")]
+    assert len({line["request"] for line in lines if "request" in line}) == len(lines)
+    assert text.count("/language-detection") == 1
+    assert "Okafor" not in text and "Zyxwv" not in text and "text number" not in text and "HTTP/1.1" not in text
 
 
 def test_dashboard_and_rest_share_a_process_that_ends_when_it_is_told_to(tmp_path, tiny_folder):
@@ -453,7 +569,10 @@ def test_dashboard_and_rest_share_a_process_that_ends_when_it_is_told_to(tmp_pat
                     return False
 
             wait_until(is_ready, 60)
-            assert "<title>Streamlit</title>" in client.get("/").text == client.get("/batch").text
+            assert "<title>Streamlit</title>" in client.get("/").text == client.get("/batch?text=Zyxwv").text
+            policy = client.get("/").headers["Content-Security-Policy"]
+            assert "script-src 'self' 'sha256-" in policy and "frame-ancestors 'none'" in policy
+            assert "unsafe-eval" not in policy and "script-src 'self' 'unsafe-inline'" not in policy
             assert client.get("/_stcore/health").text == "ok"
             assert client.post("/language-detection", json={"text": TEXT}).status_code == 200
             rows = "".join(f"text number {number} of many more\n" for number in range(20_000))
@@ -464,6 +583,7 @@ def test_dashboard_and_rest_share_a_process_that_ends_when_it_is_told_to(tmp_pat
     finally:
         process.kill()
         process.wait()
+    check_log(log.read_text())
     engine = sa.create_engine(f"sqlite:///{tmp_path / 'jobs.db'}")
     with engine.connect() as connection:
         state, worker, done = connection.execute(sa.text("SELECT state, worker, done FROM jobs")).one()

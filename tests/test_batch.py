@@ -469,12 +469,21 @@ def test_an_unknown_id_is_an_error(jobs, method):
 
 
 def test_a_job_is_there_for_its_owner_and_for_those_who_see_all(jobs, table):
-    own, open_to_all = (jobs.submit(table, "text", "fake", owner=owner) for owner in ("ana", ""))
-    for id, owner in ((own, "ana"), (own, None), (open_to_all, "ana"), (open_to_all, ""), (open_to_all, None)):
+    own, nobodys = (jobs.submit(table, "text", "fake", owner=owner) for owner in ("ana", ""))
+    for id, owner in ((own, "ana"), (own, None), (nobodys, ""), (nobodys, None)):
         assert jobs.status(id, owner).id == id
-    for owner in ("bo", ""):
+    for id, owner in ((own, "bo"), (own, ""), (nobodys, "ana")):
         with pytest.raises(ChainError, match="There is no job"):
-            jobs.status(own, owner)
+            jobs.status(id, owner)
+
+
+def test_a_file_of_too_many_rows_is_no_job(jobs, table):
+    jobs.max_rows = table.total
+    jobs.submit(table, "text", "fake")
+    jobs.max_rows = table.total - 1
+    with pytest.raises(TableError, match=f"has {table.total:,} rows: expected at most {table.total - 1:,}"):
+        jobs.submit(table, "text", "fake")
+    assert len(jobs.list()) == 1
 
 
 def test_a_missing_text_column_is_an_error_and_makes_no_job(jobs, table):

@@ -45,7 +45,10 @@ def test_settings_cannot_be_changed():
 
 def test_tokens_and_rate_are_read():
     digests = "a" * 64, "B" * 64
-    settings = load_settings({"BLOOM_LENS_TOKENS": f"ana:{digests[0]}, bo:{digests[1]}", "BLOOM_LENS_RATE": "60"})
+    environment = {"BLOOM_LENS_TOKENS": f"ana:{digests[0]}, bo:{digests[1]}", "BLOOM_LENS_RATE": "60"}
+    with pytest.raises(ChainError, match="BLOOM_LENS_SHARED is not 1"):
+        load_settings(environment)
+    settings = load_settings(environment | {"BLOOM_LENS_SHARED": "1"})
     assert settings.tokens == {"ana": "a" * 64, "bo": "b" * 64} and settings.requests_per_minute == 60
     assert "aaaa" not in repr(settings)
 
@@ -58,5 +61,22 @@ def test_tokens_that_cannot_be_read_are_an_error_that_does_not_show_them(words):
 
 
 def test_a_rate_that_is_no_number_is_an_error():
-    with pytest.raises(ChainError, match="'fast': expected a number of requests per minute"):
+    with pytest.raises(ChainError, match="BLOOM_LENS_RATE is 'fast': expected a number"):
         load_settings({"BLOOM_LENS_RATE": "fast"})
+
+
+@pytest.mark.parametrize(("word", "is_on"), [("", False), ("0", False), ("1", True), (" 1 ", True)])
+def test_unpinned_models_are_allowed_by_a_switch(word, is_on):
+    assert load_settings({"BLOOM_LENS_UNPINNED": word}).allows_unpinned is is_on
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_an_error():
+    with pytest.raises(ChainError, match="BLOOM_LENS_UNPINNED is 'yes': expected 1"):
+        load_settings({"BLOOM_LENS_UNPINNED": "yes"})
+
+
+def test_limits_are_those_of_a_shared_deployment_or_none():
+    alone, shared = load_settings({}), load_settings({"BLOOM_LENS_SHARED": "1", "BLOOM_LENS_MAX_ROWS": "7"})
+    assert not alone.is_shared and (alone.requests_per_minute, alone.max_jobs, alone.max_rows) == (0, 0, 0)
+    assert shared.is_shared and (shared.requests_per_minute, shared.max_jobs, shared.max_rows) == (600, 4, 7)
+    assert load_settings({"BLOOM_LENS_SHARED": "1", "BLOOM_LENS_MAX_JOBS": "0"}).max_jobs == 0

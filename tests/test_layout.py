@@ -31,7 +31,9 @@ EDGES = {
     "fastapi",
     "ui",
     "api",
+    "accounts",
     "gateway",
+    "messages",
     "plots",
     "pages",
     "components",
@@ -98,8 +100,8 @@ def test_modules_that_know_no_model_import_neither_torch_nor_transformers(module
         assert not {name.split(".")[0] for name in imports(path)} & {"torch", "transformers"}
 
 
-def test_pages_import_only_streamlit_ui_plots_components_chains_and_the_standard_library():
-    allowed = {"streamlit", "ui", "plots", "components", "chains", *sys.stdlib_module_names}
+def test_pages_import_only_streamlit_the_shared_modules_chains_and_the_standard_library():
+    allowed = {"streamlit", "accounts", "ui", "plots", "components", "chains", *sys.stdlib_module_names}
     for path in sorted((ROOT / "pages").glob("*.py")):
         assert {name.split(".")[0] for name in imports(path)} <= allowed, path.name
 
@@ -145,7 +147,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_the_dashboard_alone_loads_nothing_of_rest():
-    program = "import sys, ui; print({'fastapi', 'prometheus_client', 'api', 'gateway'} & set(sys.modules))"
+    program = "import sys, ui; print({'fastapi', 'prometheus_client', 'api', 'gateway', 'messages'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

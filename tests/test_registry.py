@@ -19,6 +19,7 @@ SHAPES = {  # hidden size, layers, heads: from each model's config.json on the H
     "bloomz-3b": (2560, 30, 32),
     "bloomz-7b1": (4096, 30, 32),
 }
+COMMIT = "0123456789" * 4
 
 
 @pytest.fixture
@@ -36,6 +37,18 @@ def test_a_hub_id_outside_the_table_is_taken_as_it_is():
     assert find_model("bigscience/bloom-560m") == ModelInfo(
         "bigscience/bloom-560m", "bigscience/bloom-560m", None, 0, "as its page on the Hub says"
     )
+
+
+@pytest.mark.parametrize("name", ["bloomz-1b1", "bigscience/bloomz-1b1", "nobody/nothing"])
+def test_a_commit_may_stand_behind_a_hub_id(name):
+    assert find_model(f"{name}@{COMMIT}") == replace(find_model(name), revision=COMMIT)
+    assert find_model(f"{name}@{COMMIT}+runs/adapter").revision == COMMIT
+
+
+@pytest.mark.parametrize("commit", ["main", "", "0" * 39, "0" * 41, "Z" * 40])
+def test_a_branch_or_half_a_commit_is_an_error(commit):
+    with pytest.raises(ModelError, match="There is no model .* 40 digits of a commit"):
+        find_model(f"nobody/nothing@{commit}")
 
 
 def test_a_folder_is_found_and_its_size_counted(tiny_folder):
@@ -183,7 +196,7 @@ def test_without_network_a_hub_model_is_an_error_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     started = time.monotonic()
     with pytest.raises(ModelError, match="nobody/nothing could not be loaded") as caught:
-        load("nobody/nothing")
+        load(f"nobody/nothing@{COMMIT}")
     assert "network" in str(caught.value) and len(str(caught.value)) < 600
     assert time.monotonic() - started < 5
 

@@ -5,7 +5,7 @@ import pytest
 import sqlalchemy as sa
 
 from chains import store as store_module
-from chains.errors import StoreError
+from chains.errors import QuotaError, StoreError
 from chains.store import Job, Store
 
 JOB = Job(
@@ -53,11 +53,22 @@ def test_jobs_are_listed_newest_first_and_by_what_is_asked(store):
         store.add_job(job)
     store.change_job("c", state="done")
     assert [job.id for job in store.list_jobs()] == ["b", "c", "a"]
-    assert [job.id for job in store.list_jobs(owner="ana")] == ["b", "a"]
+    assert [job.id for job in store.list_jobs(owner="ana")] == ["b"]
     assert [job.id for job in store.list_jobs(owner="")] == ["a"]
     assert [job.id for job in store.list_jobs(states=("waiting",))] == ["b", "a"]
-    assert [job.id for job in store.list_jobs(model="fake", shots=None, owner="bob")] == ["c", "a"]
+    assert [job.id for job in store.list_jobs(model="fake", shots=None, owner="bob")] == ["c"]
     assert store.list_jobs(model="other") == []
+
+
+def test_an_owner_has_so_many_jobs_that_wait_or_run(store):
+    for id, owner, state in (("a", "ana", "done"), ("b", "ana", "running"), ("c", "bob", "waiting")):
+        store.add_job(replace(JOB, id=id, owner=owner, state=state), most=2)
+    store.add_job(replace(JOB, id="d", owner="ana"), most=2)
+    with pytest.raises(QuotaError, match="You have 2 jobs that wait or run"):
+        store.add_job(replace(JOB, id="e", owner="ana"), most=2)
+    assert store.get_job("e") is None
+    store.change_job("d", state="stopped")
+    store.add_job(replace(JOB, id="e", owner="ana"), most=2)
 
 
 def test_a_change_needs_what_it_expects(store):
@@ -291,8 +302,8 @@ def test_a_database_of_a_later_version_is_refused(database_url, monkeypatch):
     ("url", "message"),
     [
         ("nonsense", "is no database URL"),
-        ("oracle+nothing://u:secret@h/d", "is no database URL"),
-        ("postgresql+psycopg://u:secret@127.0.0.1:1/d", "cannot be used: .*refused"),
+        ("oracle+nothing://u:secret@h/d", "is no database URL"),  # pragma: allowlist secret
+        ("postgresql+psycopg://u:secret@127.0.0.1:1/d", "cannot be used: .*refused"),  # pragma: allowlist secret
         ("sqlite:////proc/nowhere/jobs.db", "cannot be used"),
     ],
 )

@@ -273,6 +273,11 @@ def test_a_hub_model_is_converted_at_its_first_use_and_needs_no_network_after_it
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(cache))
+    if not known:
+        with pytest.raises(ModelError, match=r"No commit of 'owner/name' is pinned.*BLOOM_LENS_UNPINNED=1"):
+            load(name)
+        assert not (data_folder / "models").exists()
+        monkeypatch.setenv("BLOOM_LENS_UNPINNED", "1")
     first = load(name)
     assert first.version == f"{name} · {revision[:8]}"
     shutil.rmtree(cache)
