@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from chains.errors import TableError
 from chains.metrics import entity_scores, language_scores
-from chains.prompts import load_task
+from chains.prompts import Task, load_task
 from chains.schema import UNKNOWN, Entity
 from chains.tables import scan, text_of
 
@@ -49,11 +49,12 @@ class GoldLine(BaseModel, strict=True):
 
 
 @overload
-def read_gold(path: Path, task: Literal["language"]) -> LanguageGold: ...
+def read_gold(path: Path, task: Literal["language"], file: Task | None = None) -> LanguageGold: ...
 @overload
-def read_gold(path: Path, task: Literal["entities"]) -> EntityGold: ...
-def read_gold(path: Path, task: TaskName) -> LanguageGold | EntityGold:
-    """The texts of a gold set with their answers, in file order; the file may be gzipped.
+def read_gold(path: Path, task: Literal["entities"], file: Task | None = None) -> EntityGold: ...
+def read_gold(path: Path, task: TaskName, file: Task | None = None) -> LanguageGold | EntityGold:
+    """The texts of a gold set with their answers, in file order; the file may be gzipped. ``file`` is the task whose
+    labels they have, by default the shipped one.
 
     ``language``: a table (see ``tables.scan``) with the columns ``text`` and ``language``, which is a label of the
     task, ``unknown`` or ``other`` (both mean ``unknown``).
@@ -62,7 +63,8 @@ def read_gold(path: Path, task: TaskName) -> LanguageGold | EntityGold:
     Raises:
         TableError: the file cannot be read, is empty, or has a wrong answer; the message names the row or line.
     """
-    return _read_languages(path) if task == "language" else _read_entities(_read(path), path.name)
+    labels = tuple((file or load_task(task)).labels)
+    return _read_languages(path, labels) if task == "language" else _read_entities(_read(path), path.name, labels)
 
 
 def _read(path: Path) -> bytes:
@@ -75,10 +77,9 @@ def _read(path: Path) -> bytes:
         raise TableError(f"Cannot read the gold set {str(path)!r}: {reason}. Give the path of a whole file.") from error
 
 
-def _read_languages(path: Path) -> LanguageGold:
+def _read_languages(path: Path, labels: Sequence[str]) -> LanguageGold:
     table = scan(path, has_header=True)
     text_column, label_column = table.column("text"), table.column("language")
-    labels = tuple(load_task("language").labels)
     names = {**{label: label for label in labels}, UNKNOWN: UNKNOWN, "other": UNKNOWN}
     gold = []
     for row in table.rows():
@@ -95,8 +96,7 @@ def _read_languages(path: Path) -> LanguageGold:
     return gold
 
 
-def _read_entities(content: bytes, name: str) -> EntityGold:
-    types = tuple(load_task("entities").labels)
+def _read_entities(content: bytes, name: str, types: Sequence[str]) -> EntityGold:
     try:
         lines = content.decode("utf-8-sig").split("\n")  # not splitlines: JSON strings may hold U+2028
     except UnicodeDecodeError as error:
@@ -147,6 +147,7 @@ def evaluate(
     task: TaskName,
     model: "Model",
     *,
+    file: Task | None = None,
     shots: int | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -155,23 +156,26 @@ def evaluate(
 ) -> dict[str, Any]:
     """The scores of ``model`` on a gold set (see ``metrics``), with what was asked and how long it took.
 
-    Beside the scores: ``task``, ``task_version``, ``model`` (its version), ``shots``, ``texts``, ``seconds``,
-    ``texts_per_second``. ``limit`` scores a sample that depends only on the file, ``limit`` and ``seed``.
-    ``keep_wrong`` adds ``wrong``, the first so many ``{"text", "gold", "predicted"}`` that differ.
+    Beside the scores: ``task``, ``task_version``, ``task_identity``, ``model`` (its version), ``shots``, ``texts``,
+    ``seconds``, ``texts_per_second``. ``file`` is the task that asks, by default the shipped one. ``limit`` scores a
+    sample that depends only on the file, ``limit`` and ``seed``. ``keep_wrong`` adds ``wrong``, the first so many ``{"text", "gold", "predicted"}`` that differ.
     ``on_progress`` is called with the texts done and all.
 
     Raises:
         TableError: the gold set cannot be read.
         ChainError: the model failed; a score of the other texts would mislead.
     """
+    file = file or load_task(task)
     scores: dict[str, Any]
     wrong: list[dict[str, Any]]
     if task == "language":
         from chains.language import detect_languages
 
-        gold = _sample(read_gold(path, "language"), limit, seed)
+        gold = _sample(read_gold(path, "language", file), limit, seed)
         texts, languages = [text for text, _ in gold], [language for _, language in gold]
-        detections, seconds = _ask(lambda some: detect_languages(some, model, shots=shots), texts, on_progress)
+        detections, seconds = _ask(
+            lambda some: detect_languages(some, model, task=file, shots=shots), texts, on_progress
+        )
         predicted = [detection.language for detection in detections]
         scores = language_scores(languages, predicted)
         wrong = [
@@ -182,9 +186,11 @@ def evaluate(
     else:
         from chains.entities import find_entities_batch
 
-        marked = _sample(read_gold(path, "entities"), limit, seed)
+        marked = _sample(read_gold(path, "entities", file), limit, seed)
         texts, entities = [text for text, _ in marked], [entities for _, entities in marked]
-        recognitions, seconds = _ask(lambda some: find_entities_batch(some, model, shots=shots), texts, on_progress)
+        recognitions, seconds = _ask(
+            lambda some: find_entities_batch(some, model, task=file, shots=shots), texts, on_progress
+        )
         found = [recognition.entities for recognition in recognitions]
         scores = entity_scores(list(entities), list(found))
         wrong = [
@@ -194,7 +200,8 @@ def evaluate(
         ]
     about = {
         "task": task,
-        "task_version": load_task(task).version,
+        "task_version": file.version,
+        "task_identity": file.identity,
         "model": model.version,
         "shots": model.info.shots if shots is None else shots,
         "texts": len(texts),

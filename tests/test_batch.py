@@ -17,6 +17,7 @@ from chains import analysis, batch
 from chains.batch import Chunk, Jobs, answer_base, is_alive, plan_chunks, text_hash, this_process
 from chains.errors import ChainError, ModelError, StoreError, TableError
 from chains.exports import to_record
+from chains.prompts import KINDS, Tasks, load_task
 from chains.schema import Analysis, Detection, Recognition
 from chains.store import Store
 from chains.tables import Row, scan
@@ -37,14 +38,16 @@ class Scripted:
 
     def __init__(self):
         self.calls = []
+        self.tasks = []
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
         self.error = None
         self.answer = answer
 
-    def __call__(self, texts, model, *, shots=None):
+    def __call__(self, texts, model, *, shots=None, tasks=None):
         self.calls.append((list(texts), shots))
+        self.tasks.append(tasks)
         self.entered.set()
         assert self.gate.wait(10)
         if self.error:
@@ -163,12 +166,18 @@ def test_chunks_planned_after_a_stop_are_those_that_were_left(texts, stop):
     assert left == chunks[stop:]
 
 
-def test_answers_depend_on_model_shots_and_task_files(monkeypatch):
-    bases = {answer_base("a", 3), answer_base("b", 3), answer_base("a", 4)}
-    task = batch.load_task("language")
-    monkeypatch.setattr(batch, "load_task", lambda name: task)
-    bases.add(answer_base("a", 3))
-    assert len(bases) == 4
+def other_tasks(kind, **changes):
+    """The shipped tasks, one of them changed."""
+    return Tasks(**{kind: load_task(kind).model_copy(update=changes)})
+
+
+def test_answers_depend_on_model_shots_and_all_of_the_task_files():
+    shipped = Tasks()
+    bases = {answer_base("a", 3, shipped), answer_base("b", 3, shipped), answer_base("a", 4, shipped)}
+    for kind in KINDS:
+        for change in ({"version": 2}, {"instruction": "Other."}, {"shots": load_task(kind).shots[:3]}):
+            bases.add(answer_base("a", 3, other_tasks(kind, **change)))
+    assert len(bases) == 9
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
@@ -495,15 +504,15 @@ def test_odd_cells_and_names_survive_a_job(jobs, tmp_path):
 
 def test_a_job_runs_in_the_foreground_and_is_found_again(make_jobs, analyse, table):
     jobs = make_jobs(start=False)
-    base = answer_base(MODEL.version, 3)
-    assert jobs.find(table, "text", "fake", None, base) is None
+    base, tasks = answer_base(MODEL.version, 3, Tasks()), Tasks()
+    assert jobs.find(table, "text", "fake", None, tasks, base) is None
     id = jobs.submit(table, "text", "fake", copy=False)
     seen = []
     job = jobs.run(id, on_progress=lambda job: seen.append(job.done))
     assert (job.state, seen) == ("done", [2, 4, 5])
-    assert jobs.find(table, "text", "fake", None, base) == job
+    assert jobs.find(table, "text", "fake", None, tasks, base) == job
     for other in (("id", "fake", None, base), ("text", "fake", 2, base), ("text", "fake", None, base[::-1])):
-        assert jobs.find(table, *other) is None
+        assert jobs.find(table, *other[:3], tasks, other[3]) is None
     assert list(jobs.results(id)) == expected(table)
     assert jobs.run(id) == job
 

@@ -10,6 +10,7 @@ from chains import analysis, entities, language, registry
 from chains.__main__ import Progress, delimiter, duration, main
 from chains.errors import ModelError
 from chains.exports import RESULT_COLUMNS
+from chains.prompts import load_task
 from chains.schema import Analysis, Detection, Entity, Mention, Recognition
 from chains.tables import scan
 
@@ -36,21 +37,21 @@ class Fake:
             raise self.error
         return MODEL
 
-    def detect_language(self, text, model, *, shots=None):
+    def detect_language(self, text, model, *, task=None, shots=None):
         self.asked.append((text, shots))
         return self.detection
 
-    def find_entities(self, text, model, *, shots=None):
+    def find_entities(self, text, model, *, task=None, shots=None):
         self.asked.append((text, shots))
         return self.recognition
 
-    def detect_languages(self, texts, model, *, shots=None):
+    def detect_languages(self, texts, model, *, task=None, shots=None):
         return [self.detect_language(text, model, shots=shots) for text in texts]
 
-    def find_entities_batch(self, texts, model, *, shots=None):
+    def find_entities_batch(self, texts, model, *, task=None, shots=None):
         return [self.find_entities(text, model, shots=shots) for text in texts]
 
-    def analyse(self, texts, model, *, shots=None):
+    def analyse(self, texts, model, *, shots=None, tasks=None):
         self.asked += [(text, shots) for text in texts]
         return [
             Analysis(text=text, error="no reply")
@@ -112,7 +113,7 @@ def test_detect_prints_the_language_and_every_probability(run):
     code, out, err = run("detect", "Ana vive en Lima.")
     assert (code, err) == (0, "")
     assert out.splitlines()[:3] == ["spanish 93.4%", "  spanish  93.4%", "  english   6.6%"]
-    assert out.splitlines()[3].startswith("fake 1 · abc, 0.0")
+    assert out.splitlines()[3].startswith(f"fake 1 · abc, {load_task('language').identity}, 0.0")
 
 
 def test_detect_of_an_empty_text_prints_no_probability(run, fake):
@@ -123,7 +124,10 @@ def test_detect_of_an_empty_text_prints_no_probability(run, fake):
 def test_detect_as_json_is_the_detection_with_model_and_seconds(run):
     written = document(run("detect", "x", "--json"))
     assert written.pop("seconds") >= 0
-    assert written == SPANISH.model_dump(mode="json") | {"model": "fake 1 · abc"}
+    assert written == SPANISH.model_dump(mode="json") | {
+        "model": "fake 1 · abc",
+        "task": load_task("language").identity,
+    }
 
 
 def test_entities_prints_places_and_counts(run):
@@ -146,7 +150,11 @@ def test_entities_says_when_there_are_none(run, fake):
 def test_entities_as_json_is_the_recognition_with_counts(run):
     written = document(run("entities", "x", "--json"))
     assert written.pop("seconds") >= 0
-    assert written == FOUND.model_dump(mode="json") | {"counts": {"person": 1, "location": 1}, "model": "fake 1 · abc"}
+    assert written == FOUND.model_dump(mode="json") | {
+        "counts": {"person": 1, "location": 1},
+        "model": "fake 1 · abc",
+        "task": load_task("entities").identity,
+    }
 
 
 @pytest.mark.parametrize("command", ["detect", "entities"])
@@ -304,7 +312,7 @@ def test_a_table_that_cannot_be_read_is_an_error_before_the_model_is_loaded(
 
 
 def test_an_interrupted_batch_says_so_writes_nothing_and_goes_on(run, fake, table, tmp_path, monkeypatch):
-    def analyse(texts, model, *, shots=None):
+    def analyse(texts, model, *, shots=None, tasks=None):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -318,7 +326,7 @@ def test_an_interrupted_batch_says_so_writes_nothing_and_goes_on(run, fake, tabl
 
 
 def test_a_job_that_fails_says_how_to_go_on(run, table, tmp_path, monkeypatch):
-    def analyse(texts, model, *, shots=None):
+    def analyse(texts, model, *, shots=None, tasks=None):
         raise ModelError("The server is gone.")
 
     monkeypatch.setattr(analysis, "analyse", analyse)
@@ -360,7 +368,7 @@ def test_evaluate_prints_scores_classes_and_confusions(run, tmp_path):
         "spanish                 0        1",
         "",
     ]
-    assert out.splitlines()[12].startswith("fake 1 · abc, 3 shots, task version 1: 2 texts in 0.")
+    assert out.splitlines()[12].startswith(f"fake 1 · abc, 3 shots, {load_task('language').identity}: 2 texts in 0.")
 
 
 def test_evaluate_entities_as_json_is_the_report(run, tmp_path):
@@ -400,7 +408,6 @@ def test_models_lists_what_each_needs_and_what_is_free(run, monkeypatch):
         ["detect", "a", "--shots", "-1"],
         ["detect", "a", "--shots", "many"],
         ["evaluate", "gold.csv"],
-        ["evaluate", "gold.csv", "--task", "sentiment"],
         ["evaluate", "gold.csv", "--task", "language", "--limit", "0"],
         ["batch", "in.csv"],
         ["batch", "in.csv", "out.doc"],

@@ -15,7 +15,7 @@ README = ROOT / "README.md"
 LEVELS = [
     {"schema", "errors", "config"},
     {"prompts", "parsers", "metrics", "adapters", "bloom", "decoding", "weights", "grounding", "spans", "windows"}
-    | {"files", "textfiles", "rows", "readers", "tables", "exports", "store", "queue"},
+    | {"files", "textfiles", "rows", "readers", "tables", "exports", "store", "queue", "versions"},
     {"pipeline", "remote"},
     {"registry"},
     {"language", "entities"},
@@ -87,7 +87,7 @@ def test_no_core_modules_import_each_other_in_a_circle():
 @pytest.mark.parametrize(
     "module",
     ["schema", "errors", "config", "prompts", "parsers", "spans", "windows", "textfiles", "rows", "readers", "tables"]
-    + ["files", "exports", "store", "remote", "queue"],
+    + ["files", "exports", "store", "remote", "queue", "versions"],
 )
 def test_modules_that_know_no_model_import_neither_torch_nor_transformers(module):
     path = ROOT / "chains" / f"{module}.py"
