@@ -157,8 +157,9 @@ def evaluate(
     """The scores of ``model`` on a gold set (see ``metrics``), with what was asked and how long it took.
 
     Beside the scores: ``task``, ``task_version``, ``task_identity``, ``model`` (its version), ``shots``, ``texts``,
-    ``seconds``, ``texts_per_second``. ``file`` is the task that asks, by default the shipped one. ``limit`` scores a
-    sample that depends only on the file, ``limit`` and ``seed``. ``keep_wrong`` adds ``wrong``, the first so many ``{"text", "gold", "predicted"}`` that differ.
+    ``seconds``, ``texts_per_second``. ``file`` is the task that asks, by default the shipped one. ``limit`` scores
+    a sample that depends only on the file, ``limit`` and ``seed``. ``keep_wrong`` adds ``wrong``, the first so many
+    ``{"text", "gold", "predicted"}`` that differ.
     ``on_progress`` is called with the texts done and all.
 
     Raises:

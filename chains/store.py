@@ -109,14 +109,15 @@ MIGRATIONS: list[Callable[[sa.Connection], None]] = [_create, _add_tasks]
 class Job:
     """A job as it is stored.
 
-    ``source`` is the SHA-256 of its file, which lies at ``path`` or, if that is ``""``, in the database. ``layout`` is
-    a ``tables.Layout`` as JSON. ``model`` is the name to load, ``tasks`` are the ``prompts.Tasks`` that ask, as JSON
-    (``""``, of a job from before there was a choice, are the shipped ones). ``version`` is the loaded model's and
-    ``base`` the part of all answers' keys that is not the text, both ``""`` until it ran. ``done`` counts finished rows, ``failed`` those of
-    them with an error. While failed rows are tried again, ``retried`` is the last one that was, else ``None``.
-    ``crashes`` counts processes that died with the job since its last chunk. ``seconds`` were spent on finished rows.
-    ``worker`` is the process that runs it, alive at ``heartbeat``, and at work on it at ``served`` (both in seconds
-    since 1970). ``created`` is a UTC time in ISO 8601. ``owner`` may see it; ``""`` is everybody.
+    ``source`` is the SHA-256 of its file, which lies at ``path`` or, if that is ``""``, in the database. ``layout``
+    is a ``tables.Layout`` as JSON. ``model`` is the name to load, ``tasks`` are the ``prompts.Tasks`` that ask, as
+    JSON (``""``, of a job from before there was a choice, are the shipped ones). ``version`` is the loaded model's
+    and ``base`` the part of all answers' keys that is not the text, both ``""`` until it ran. ``done`` counts
+    finished rows, ``failed`` those of them with an error. While failed rows are tried again, ``retried`` is the
+    last one that was, else ``None``. ``crashes`` counts processes that died with the job since its last chunk.
+    ``seconds`` were spent on finished rows. ``worker`` is the process that runs it, alive at ``heartbeat``, and at
+    work on it at ``served`` (both in seconds since 1970). ``created`` is a UTC time in ISO 8601. ``owner`` may see
+    it; ``""`` is everybody.
     """
 
     id: str

@@ -23,6 +23,7 @@ LEVELS = [
     {"batch"},
     {"cluster"},
     {"evaluation"},
+    {"sweep"},
 ]
 EDGES = {
     "streamlit",
