@@ -6,19 +6,20 @@ Tables are counted here, so that a chart gets a few dozen numbers however many r
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import altair as alt
 import pandas as pd
 
 from chains.exports import FORMULA_STARTS, RESULT_COLUMNS
 from chains.schema import UNKNOWN
+from chains.sweep import ShotScore
 
 __all__ = [
     "LANGUAGES", "TYPES", "TypeStyle", "count_languages", "count_names", "count_types", "count_types_by_language",
     "draw_languages", "draw_names", "draw_probabilities", "draw_shots", "draw_types", "draw_types_by_language",
-    "filter_rows", "label_language", "list_names", "pick_rows", "read_mentions", "read_results", "sort_types",
-    "style_of", "to_csv",
+    "filter_rows", "label_language", "list_names", "list_shots", "pick_rows", "read_mentions", "read_results",
+    "sort_types", "style_of", "to_csv",
 ]  # fmt: skip
 
 
@@ -271,6 +272,11 @@ def draw_probabilities(probabilities: Mapping[str, float], threshold: float | No
         line = alt.Chart(pd.DataFrame({"threshold": [threshold]})).mark_rule(strokeDash=[5, 4], color=NEUTRAL, size=1.5)
         layers.append(line.encode(x="threshold:Q", tooltip=[alt.Tooltip("threshold:Q", format=".0%")]))
     return alt.layer(*layers).properties(height=BAR_HEIGHT * len(data) + 10)
+
+
+def list_shots(scores: Iterable[ShotScore]) -> pd.DataFrame:
+    """``shots``, ``f1``, ``seconds`` and ``tokens``, one row per score."""
+    return pd.DataFrame([asdict(score) for score in scores], columns=["shots", "f1", "seconds", "tokens"])
 
 
 def draw_shots(scores: pd.DataFrame, score: str) -> Chart:

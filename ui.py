@@ -35,10 +35,10 @@ from chains.versions import SHIPPED, Versions
 from plots import label_language, list_names, read_mentions, style_of
 
 __all__ = [
-    "choose_task", "count_rows", "entity_html", "escape_markdown", "format_bytes", "format_seconds", "format_time", "get_jobs",
-    "get_mentions", "get_model", "get_results", "get_versions", "keep_upload", "navigate", "new_file", "pick_model",
-    "picked_name", "picked_shots", "picked_tasks", "picked_version", "read_upload", "require_entrypoint", "show_error",
-    "show_limit", "show_model_status", "show_rows", "table_version", "tokens_html", "types_of",
+    "choose_task", "count_rows", "entity_html", "escape_markdown", "format_bytes", "format_seconds", "format_time",
+    "get_jobs", "get_mentions", "get_model", "get_results", "get_versions", "keep_upload", "navigate", "new_file",
+    "pick_model", "picked_name", "picked_shots", "picked_tasks", "picked_version", "read_upload", "require_entrypoint",
+    "show_error", "show_limit", "show_model_status", "show_rows", "table_version", "tokens_html", "types_of",
 ]  # fmt: skip
 
 FOLDER = "A folder on this machine…"
@@ -451,6 +451,7 @@ def entity_html(text: str, entities: Iterable[Entity]) -> str:
         if entity.start < place:
             continue
         style = style_of(entity.type)
+        one, tag = html.escape(style.one), html.escape(style.tag)
         ink = f"light-dark({style.light_ink},{style.dark_ink})"
         tint = f"light-dark({style.fill}1f,{style.fill}40)"
         parts.append(
@@ -458,8 +459,8 @@ def entity_html(text: str, entities: Iterable[Entity]) -> str:
             f'<mark style="color:inherit;background:{tint};border-bottom:3px {style.underline} {ink};'
             'border-radius:3px 3px 0 0;padding:1px 3px;box-decoration-break:clone;-webkit-box-decoration-break:clone">'
             f"{html.escape(text[entity.start : entity.end])}"
-            f'<abbr title="{html.escape(style.one)}" style="color:{ink};font-size:.68em;font-weight:700;letter-spacing:.04em;'
-            f'margin-left:.4em;text-decoration:none;user-select:none">{html.escape(style.tag)}</abbr></mark>'
+            f'<abbr title="{one}" style="color:{ink};font-size:.68em;font-weight:700;letter-spacing:.04em;'
+            f'margin-left:.4em;text-decoration:none;user-select:none">{tag}</abbr></mark>'
         )
         place = entity.end
     parts.append(html.escape(text[place:]))
@@ -483,22 +484,18 @@ def tokens_html(tokens: Iterable[bytes]) -> str:
 
 
 def _token_html(token: bytes) -> str:
+    def show(char: str) -> str:
+        if char.isprintable() and char != " ":
+            return html.escape(char)
+        return mark({" ": "·", "\n": "↵"}.get(char, f"[U+{ord(char):04X}]"))
+
     def mark(sign: str) -> str:
         return f'<span style="opacity:.65">{sign}</span>'
 
     try:
-        text = token.decode()
+        return "".join(map(show, token.decode()))
     except UnicodeDecodeError:
         return mark(f"[{token.hex(' ').upper()}]")
-    signs = {" ": "·", "\n": "↵", "\t": "⇥"}
-    return "".join(
-        mark(signs[char])
-        if char in signs
-        else html.escape(char)
-        if char.isprintable()
-        else mark(f"[U+{ord(char):04X}]")
-        for char in text
-    )
 
 
 def format_bytes(size: int) -> str:
