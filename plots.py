@@ -282,7 +282,9 @@ def list_shots(scores: Iterable[ShotScore]) -> pd.DataFrame:
 def draw_shots(scores: pd.DataFrame, score: str) -> Chart:
     """A point for every number of ``shots``: ``f1`` (0 to 1, called ``score``) against ``seconds`` per text."""
     x = alt.X("seconds:Q", title="Seconds per text", scale=alt.Scale(zero=True, nice=True), axis=_number_axis("~g"))
-    y = alt.Y("f1:Q", title=score, scale=alt.Scale(zero=False, nice=True), axis=_number_axis("~%"))
+    # Never less than ten points high: a text more or less is no mountain.
+    y_scale = alt.Scale(domain=[max(0.0, scores["f1"].min() - 0.05), min(1.0, scores["f1"].max() + 0.05)], nice=True)
+    y = alt.Y("f1:Q", title=score, scale=y_scale, axis=_number_axis("~%"))
     tooltip = [
         alt.Tooltip("shots:Q", title="Shots"),
         alt.Tooltip("f1:Q", title=score, format=".1%"),

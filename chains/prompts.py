@@ -136,7 +136,8 @@ class Task(Strict):
     def _check_reply(self, number: int, shot: Shot) -> None:
         words, key = set(self.labels.values()), f"shots.{number - 1}.reply"
         if self.kind == "language":
-            if shot.reply not in words | {self.out_of_scope}:
+            words |= {self.out_of_scope} if self.out_of_scope else set()
+            if shot.reply not in words:
                 raise ValueError(f"{key}: shot {number} has the label {shot.reply!r}, expected one of {sorted(words)}")
             return
         mentions = MENTION.findall(shot.reply)

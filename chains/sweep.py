@@ -4,6 +4,7 @@ It takes as long as several evaluations, so it runs on a thread of its own, whic
 stop; the scores that are done by then stay.
 """
 
+import statistics
 import threading
 import time
 from collections.abc import Sequence
@@ -29,8 +30,8 @@ SCORES = {"language": ("macro_f1", "macro F1"), "entities": ("micro_f1", "micro 
 
 @dataclass(frozen=True)
 class ShotScore:
-    """What ``shots`` examples bring on a gold set and cost: ``f1`` from 0 to 1, the mean ``seconds`` per text, and the
-    ``tokens`` of the prompt around the text."""
+    """What ``shots`` examples bring on a gold set and cost: ``f1`` from 0 to 1, ``seconds`` per text (the
+    median over parts of the set, since others may use the machine), and the ``tokens`` of the prompt around a text."""
 
     shots: int
     f1: float
@@ -97,19 +98,20 @@ class Sweep:
         texts = [text for text, _ in self.gold]
         self._answer(texts[:1], shots)  # the shots are read once and then shared: that is no cost per text
         predicted: list[Any] = []
-        started = time.perf_counter()
+        rates: list[float] = []
         while len(predicted) < len(texts):
             if self._stop.is_set():
                 return None
             part = texts[len(predicted) : len(predicted) + CHUNK]
+            started = time.perf_counter()
             predicted += self._answer(part, shots)
+            rates.append((time.perf_counter() - started) / len(part))
             self.done += len(part)
-        seconds = (time.perf_counter() - started) / len(texts)
         gold = [answer for _, answer in self.gold]
         scores = (language_scores if self.task.kind == "language" else entity_scores)(gold, predicted)
         around = prompt_template(self.task, shots).format(text="")
         tokens = len(self.model.cut(around, self.task.query))
-        return ShotScore(shots, float(scores[SCORES[self.task.kind][0]]), seconds, tokens)
+        return ShotScore(shots, float(scores[SCORES[self.task.kind][0]]), statistics.median(rates), tokens)
 
     def _answer(self, texts: list[str], shots: int) -> list[Any]:
         from chains.entities import find_entities_batch

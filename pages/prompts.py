@@ -149,7 +149,7 @@ def edit_task(base: Task, draft: dict[str, Any], slots: Slots) -> dict[str, Any]
     values["instruction"] = field(st.text_area, "Instruction", "instruction", base.instruction, height=80)
     labels = "\n".join(write_pair(name, word) for name, word in base.labels.items())
     help = "One per line: the name in results, a colon, and the word that the model reads and writes."
-    labels = field(st.text_area, "Labels", "labels", labels, height=120, help=help)
+    labels = field(st.text_area, "Labels", "labels", labels, height=140, help=help)
     if kind == "language":
         left, right = st.columns(2)
         with left:
@@ -170,15 +170,25 @@ def edit_task(base: Task, draft: dict[str, Any], slots: Slots) -> dict[str, Any]
     for number, (id, shot) in enumerate(draft["shots"].items()):
         with st.container(border=True, gap="small"):
             with st.container(horizontal=True, vertical_alignment="bottom"):
-                text = st.text_input(
-                    f"Text {number + 1}", shot.text, key=f"text {id}", persist_state="session", width="stretch"
+                text = st.text_area(
+                    f"Text {number + 1}",
+                    shot.text,
+                    key=f"text {id}",
+                    persist_state="session",
+                    height=70,
+                    width="stretch",
                 )
                 st.button(
                     "", icon=":material/delete:", key=f"drop {id}", help=f"Remove shot {number + 1}",
                     on_click=draft["shots"].pop, args=(id,),
                 )  # fmt: skip
             slots[f"shots.{number}.text"] = st.container()
-            reply = st.text_input(f"Reply {number + 1}", shot.reply, key=f"reply {id}", persist_state="session")
+            if kind == "language":
+                reply = st.text_input(f"Reply {number + 1}", shot.reply, key=f"reply {id}", persist_state="session")
+            else:
+                reply = st.text_area(
+                    f"Reply {number + 1}", shot.reply, key=f"reply {id}", persist_state="session", height=70
+                )
             slots[f"shots.{number}.reply"] = st.container()
             values["shots"].append({"text": text, "reply": reply})
     key = f"paste {draft['key']}"
@@ -228,7 +238,7 @@ def show_problems(problems: Mapping[str, str], slots: Slots) -> None:
         while place not in slots:
             place = place.rpartition(".")[0]
         words = message if place else f"{key}: {message}" if key else message
-        slots[place].error(ui.escape_markdown(words))
+        slots[place].error(ui.escape_markdown(words[:1].upper() + words[1:]))
 
 
 def show_editor(base: Task) -> Task | None:
@@ -242,13 +252,11 @@ def show_editor(base: Task) -> Task | None:
     is_changed = task is None or task.fingerprint != base.fingerprint
     with st.container(horizontal=True):
         is_ready = task is not None and is_changed
-        st.button(
-            "Save as a new version", key="save", type="primary", disabled=not is_ready, on_click=save, args=(task,)
-        )
-        st.button("Discard changes", key="discard", disabled=not is_changed, on_click=discard)
+        st.button("Save as new version", key="save", type="primary", disabled=not is_ready, on_click=save, args=(task,))
+        st.button("Discard", key="discard", disabled=not is_changed, on_click=discard)
         is_shipped = ui.picked_version(base.kind) == SHIPPED
         st.button(
-            "Reset to the shipped one", key="reset", disabled=is_shipped,
+            "Reset to shipped", key="reset", disabled=is_shipped,
             on_click=ui.choose_task, args=(base.kind, SHIPPED),
         )  # fmt: skip
     if is_changed:
