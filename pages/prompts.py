@@ -91,6 +91,7 @@ def save(task: Task) -> None:
     except TaskError as error:
         st.session_state.problem = error
         return
+    discard()
     ui.choose_task(task.kind, new.version)
     st.session_state.saved = f"Saved as version {new.version}, which now answers on every page."
 
@@ -109,6 +110,11 @@ def draft_of(base: Task) -> dict[str, Any]:
 
 def discard() -> None:
     st.session_state.drafts = {}
+
+
+def reset(kind: Kind) -> None:
+    discard()
+    ui.choose_task(kind, SHIPPED)
 
 
 def add_shots(draft: dict[str, Any], key: str) -> None:
@@ -257,7 +263,7 @@ def show_editor(base: Task) -> Task | None:
         is_shipped = ui.picked_version(base.kind) == SHIPPED
         st.button(
             "Reset to shipped", key="reset", disabled=is_shipped,
-            on_click=ui.choose_task, args=(base.kind, SHIPPED),
+            on_click=reset, args=(base.kind,),
         )  # fmt: skip
     if is_changed:
         st.caption("Not saved yet: other pages still answer with the version above.")

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chains import analysis, batch
-from chains.batch import Chunk, Jobs, answer_base, is_alive, plan_chunks, text_hash, this_process
-from chains.errors import ChainError, ModelError, StoreError, TableError
+from chains.batch import Chunk, Jobs, answer_base, is_alive, plan_chunks, tasks_of, text_hash, this_process
+from chains.errors import ChainError, ModelError, StoreError, TableError, TaskError
 from chains.exports import to_record
 from chains.prompts import KINDS, Tasks, load_task
 from chains.schema import Analysis, Detection, Recognition
@@ -178,6 +178,31 @@ def test_answers_depend_on_model_shots_and_all_of_the_task_files():
         for change in ({"version": 2}, {"instruction": "Other."}, {"shots": load_task(kind).shots[:3]}):
             bases.add(answer_base("a", 3, other_tasks(kind, **change)))
     assert len(bases) == 9
+
+
+def test_an_edited_task_never_gets_answers_of_another(jobs, analyse, table):
+    first, edited = Tasks(), other_tasks("entities", version=2, instruction="Copy the names.")
+    for tasks in (first, edited, edited):
+        job = wait(jobs, jobs.submit(table, "text", "fake", tasks=tasks))
+        assert tasks_of(job) == tasks and job.state == "done"
+    # "bad" fails in each job, and is asked again; the others are asked once for each task file.
+    texts = ["one, two", "", "four"]
+    asked = [(text, tasks) for (some, _), tasks in zip(analyse.calls, analyse.tasks, strict=True) for text in some]
+    assert [tasks for text, tasks in asked if text in texts] == [first] * 3 + [edited] * 3
+
+
+def test_a_job_goes_on_with_the_tasks_that_it_began_with(make_jobs, analyse, table):
+    jobs, tasks = make_jobs(start=False), other_tasks("language", version=5)
+    id = jobs.submit(table, "text", "fake", tasks=tasks)
+    assert make_jobs(start=False).run(id).state == "done"
+    assert {one.identities["language"] for one in analyse.tasks} == {tasks.language.identity}
+
+
+def test_a_job_from_before_there_was_a_choice_has_the_shipped_tasks(jobs, table):
+    job = jobs.status(jobs.submit(table, "text", "fake"))
+    assert tasks_of(replace(job, tasks="")) == Tasks()
+    with pytest.raises(TaskError, match="break the rules of this version"):
+        tasks_of(replace(job, tasks=job.tasks.replace("english", "")))
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
