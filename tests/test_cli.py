@@ -10,7 +10,7 @@ from chains import analysis, entities, language, registry
 from chains.__main__ import Progress, delimiter, duration, main
 from chains.errors import ModelError
 from chains.exports import RESULT_COLUMNS
-from chains.prompts import load_task
+from chains.prompts import load_task, write_task
 from chains.schema import Analysis, Detection, Entity, Mention, Recognition
 from chains.tables import scan
 
@@ -27,6 +27,7 @@ class Fake:
     def __init__(self):
         self.loaded = []
         self.asked = []
+        self.tasks = []
         self.error = None
         self.detection = SPANISH
         self.recognition = FOUND
@@ -38,10 +39,12 @@ class Fake:
         return MODEL
 
     def detect_language(self, text, model, *, task=None, shots=None):
+        self.tasks.append(task)
         self.asked.append((text, shots))
         return self.detection
 
     def find_entities(self, text, model, *, task=None, shots=None):
+        self.tasks.append(task)
         self.asked.append((text, shots))
         return self.recognition
 
@@ -52,6 +55,7 @@ class Fake:
         return [self.find_entities(text, model, shots=shots) for text in texts]
 
     def analyse(self, texts, model, *, shots=None, tasks=None):
+        self.tasks.append(tasks)
         self.asked += [(text, shots) for text in texts]
         return [
             Analysis(text=text, error="no reply")
@@ -455,3 +459,64 @@ def test_progress_tells_rate_and_time_left_but_not_too_often(monkeypatch, capsys
         "24 of 40 rows · 2.0 per second · 0:08 left",
         "40 of 40 rows · 2.0 per second · 0:00 left",
     ]
+
+
+@pytest.fixture
+def task_file(tmp_path):
+    """Writes a shipped task with changes; returns it and its file."""
+
+    def write(kind, name="mine.yaml", **changes):
+        task = load_task(kind).model_copy(update={"version": 7, **changes})
+        (tmp_path / name).write_text(write_task(task), encoding="utf-8")
+        return task, tmp_path / name
+
+    return write
+
+
+@pytest.mark.parametrize(("command", "kind"), [("detect", "language"), ("entities", "entities")])
+def test_a_task_file_asks_in_place_of_the_shipped_one(run, fake, task_file, command, kind):
+    task, file = task_file(kind)
+    written = document(run(command, "Ana vive en Lima.", "--task", file, "--json"))
+    assert fake.tasks == [task] and written["task"] == task.identity
+    assert f"{kind} 7 · " in run(command, "Ana vive en Lima.", "--task", file)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["detect", "a", "--task", "entities.yaml"], "is of kind 'entities': expected one of kind 'language'"),
+        (["detect", "a", "--task", "missing.yaml"], "Cannot read the task file"),
+        (["batch", "in.csv", "out.csv", "--task", "entities.yaml", "--task", "entities.yaml"], "two are of one kind"),
+    ],
+)
+def test_a_task_file_that_does_not_fit_is_told_before_a_model_is_loaded(
+    run, fake, task_file, table, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    task_file("entities", "entities.yaml")
+    code, _, err = run(*arguments)
+    assert code == 1 and message in err and fake.loaded == []
+
+
+def test_a_batch_with_an_edited_task_file_is_another_job(run, fake, table, task_file, tmp_path):
+    task, file = task_file("language")
+    command = ["batch", table, tmp_path / "out.csv", "--text-column", "text", "--task", file]
+    for _ in range(2):
+        assert run(*command)[0] == 0
+    assert len(document(run("jobs", "--json"))["jobs"]) == 1
+    assert [tasks.language for tasks in fake.tasks] == [task] * len(fake.tasks) != []
+    fake.tasks.clear()
+    edited, _ = task_file("language", instruction="Say the language.")
+    assert run(*command)[0] == 0
+    assert len(document(run("jobs", "--json"))["jobs"]) == 2
+    assert [tasks.language for tasks in fake.tasks] == [edited] * len(fake.tasks) != []
+
+
+def test_evaluate_takes_a_task_file(run, fake, task_file, tmp_path):
+    labels = load_task("language").labels | {"catalan": "català"}
+    task, file = task_file("language", labels=labels, shots=())
+    gold = tmp_path / "gold.csv"
+    gold.write_text("text,language\nhola,spanish\nbon dia,catalan\n")
+    report = document(run("evaluate", gold, "--task", file, "--json"))
+    assert report["task_identity"] == task.identity and report["per_class"]["catalan"]["support"] == 1
+    assert "expected one of" in run("evaluate", gold, "--task", "language")[2]
