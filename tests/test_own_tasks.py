@@ -10,7 +10,7 @@ from chains.entities import find_entities
 from chains.evaluation import evaluate, read_gold
 from chains.language import detect_language
 from chains.parsers import MentionParser
-from chains.prompts import TASKS_FOLDER, Tasks, load_task, make_task, prompt_template
+from chains.prompts import TASKS_FOLDER, Tasks, load_task, make_task, prompt_template, read_task
 from chains.schema import UNKNOWN
 
 ROOT = Path(__file__).parent.parent
@@ -132,3 +132,9 @@ def test_tokens_are_the_bytes_of_the_prompt_as_the_model_reads_them(tiny_model, 
     assert b"".join(tokens).decode() == prompt
     assert len(tokens) > 10 and all(tokens)
     assert tiny_model.context_tokens == 2048
+
+
+def test_the_task_file_in_the_readme_is_one():
+    content = (ROOT / "README.md").read_text(encoding="utf-8").partition("```yaml\n")[2].partition("```")[0]
+    task = read_task(content)
+    assert task.name == "sentiment" and len(task.shots) == 3
