@@ -4,6 +4,7 @@ It takes as long as several evaluations, so it runs on a thread of its own, whic
 stop; the scores that are done by then stay.
 """
 
+import logging
 import statistics
 import threading
 import time
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["SCORES", "ShotScore", "Sweep"]
 
 CHUNK = 16  # texts between two looks at whether to stop
+LOG = logging.getLogger(__name__)
 # The headline of each kind of task, and its words.
 SCORES = {"language": ("macro_f1", "macro F1"), "entities": ("micro_f1", "micro F1")}
 
@@ -92,6 +94,10 @@ class Sweep:
                     self.scores.append(score)
         except ChainError as error:
             self.error = str(error)
+        except Exception as problem:  # whoever looks must hear of it
+            LOG.exception("Measuring shots failed")
+            words = f"An unexpected {type(problem).__name__} ended the measurement: {problem}."
+            self.error = f"{words} The log has the details."
 
     def _score(self, shots: int) -> ShotScore | None:
         """The score with so many shots, or ``None`` if it was stopped."""

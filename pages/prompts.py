@@ -39,6 +39,8 @@ from chains.versions import SHIPPED
 
 SAMPLE = Path(__file__).with_name("gold.jsonl")
 MAX_GOLD = 5_000  # texts
+MAX_GOLD_MB = 20
+ENDINGS = ["csv", "tsv", "jsonl", "gz"]
 SHOWN_TOKENS = 3_000
 LIVE_S = 1  # between two looks at a sweep that runs
 KIND_NAMES = {"language": "One label per text", "entities": "Names in the text"}
@@ -407,7 +409,7 @@ def show_sweep(task: Task) -> None:
         "yours, a sample of 45 short texts in three languages, made for this."
     )
     ending = "a table with text and language, or JSON Lines" if task.kind == "language" else "JSON Lines with entities"
-    st.file_uploader(f"Gold set: {ending}", type=["csv", "tsv", "jsonl", "gz"], key=f"gold {task.kind}")
+    st.file_uploader(f"Gold set: {ending}", type=ENDINGS, key=f"gold {task.kind}", max_upload_size=MAX_GOLD_MB)
     key = f"sweep {task.kind}"
     st.button("Measure", key="measure", type="primary", on_click=start_sweep, args=(task, key))
     if problem := st.session_state.pop("sweep_problem", None):

@@ -76,13 +76,14 @@ def test_a_stopped_one_keeps_what_it_has(monkeypatch):
     assert [score.shots for score in sweep.scores] == [0] and sweep.is_stopped and not sweep.error
 
 
-def test_a_model_that_fails_says_why(monkeypatch):
+@pytest.mark.parametrize("error", [ModelError("No memory."), RuntimeError("No memory.")])
+def test_a_model_that_fails_says_why(monkeypatch, error):
     def fail(*_, **__):
-        raise ModelError("No memory.")
+        raise error
 
     monkeypatch.setattr("chains.entities.find_entities_batch", fail)
     sweep = run(Sweep(Scripted(), ENTITIES, GOLD))
-    assert sweep.error == "No memory." and sweep.scores == []
+    assert "No memory." in sweep.error and sweep.scores == []
 
 
 def test_a_gold_set_of_other_labels_is_an_error(tmp_path):
