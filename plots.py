@@ -4,9 +4,10 @@ Tables are counted here, so that a chart gets a few dozen numbers however many r
 """
 
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import altair as alt
@@ -15,13 +16,15 @@ import pandas as pd
 from chains.exports import FORMULA_STARTS, RESULT_COLUMNS, correct_record
 from chains.metrics import ERROR_KINDS
 from chains.schema import UNKNOWN, Correction
+from chains.sweep import ShotScore
 
 __all__ = [
     "ERROR_WORDS", "LANGUAGES", "TYPES", "TypeStyle", "correct_mentions", "correct_results", "count_confusions",
     "count_errors", "count_languages", "count_names", "count_types", "count_types_by_language", "draw_calibration",
-    "draw_confusions", "draw_errors", "draw_languages", "draw_names", "draw_probabilities", "draw_scores", "draw_types",
-    "draw_types_by_language", "filter_rows", "label_language", "least_sure_first", "list_bins", "list_names",
-    "pick_rows", "read_mentions", "read_results", "to_csv",
+    "draw_confusions", "draw_errors", "draw_languages", "draw_names", "draw_probabilities", "draw_scores",
+    "draw_shots", "draw_types", "draw_types_by_language", "filter_rows", "label_language", "least_sure_first",
+    "list_bins", "list_names", "list_shots", "pick_rows", "read_mentions", "read_results", "sort_types", "style_of",
+    "to_csv",
 ]  # fmt: skip
 
 
@@ -45,6 +48,13 @@ TYPES: dict[str, TypeStyle] = {
     "person": TypeStyle("Person", "People", "PER", "#D55E00", "#8F3F00", "#FFAA66", "dashed"),
     "organization": TypeStyle("Organization", "Organizations", "ORG", "#009E73", "#00563F", "#5FD9B3", "dotted"),
 }
+# Fill, light and dark ink of the types that only a task file of the user's has.
+OTHER_TYPES = (
+    ("#AA4499", "#7A2A6B", "#F0A0DD"),
+    ("#8C7300", "#5C4B00", "#E3CC5C"),
+    ("#C04060", "#8A2440", "#FF9FB4"),
+    ("#5B6EC7", "#36459A", "#B0BCFF"),
+)
 LANGUAGES: dict[str, str] = {"english": "English", "spanish": "Spanish", "french": "French", UNKNOWN: "Not sure"}
 ERROR_WORDS: dict[str, str] = dict(
     zip(ERROR_KINDS, ("Missed", "Not a name", "Wrong kind", "Wrong boundary"), strict=True)
@@ -55,6 +65,25 @@ FADED = 0.35
 BAR_HEIGHT = 26
 Counts = pd.DataFrame  # what the count_ functions give and the draw_ functions take
 Chart = alt.LayerChart | alt.FacetChart  # what alt.layer is typed to give
+
+
+def style_of(type_: str) -> TypeStyle:
+    """How an entity type looks: one of ``TYPES``, or, by its name alone and so the same everywhere, one of the others.
+
+    Its words are the user's, and not safe for HTML or Markdown.
+    """
+    if type_ in TYPES:
+        return TYPES[type_]
+    fill, light, dark = OTHER_TYPES[zlib.crc32(type_.encode()) % len(OTHER_TYPES)]
+    words = type_.replace("_", " ")
+    words = words[:1].upper() + words[1:]
+    return TypeStyle(words, words, words[:3].upper(), fill, light, dark, "double")
+
+
+def sort_types(types: Iterable[str]) -> list[str]:
+    """Each type once: those of ``TYPES`` in their order, then the others by name."""
+    order = list(TYPES)
+    return sorted(set(types), key=lambda name: (order.index(name) if name in TYPES else len(order), name))
 
 
 def label_language(language: str) -> str:
@@ -119,7 +148,7 @@ def least_sure_first(rows: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
 def list_names(entities: str) -> str:
     """A cell of entities in words: ``Lyon (LOC), Airbus (ORG)``, each name once; an empty cell gives ``""``."""
     names = {(entity["text"], entity["type"]): None for entity in json.loads(entities or "[]")}
-    return ", ".join(f"{name} ({TYPES[type_].tag})" for name, type_ in names)
+    return ", ".join(f"{name} ({style_of(type_).tag})" for name, type_ in names)
 
 
 def filter_rows(
@@ -143,7 +172,9 @@ def filter_rows(
     if languages:
         keep &= results["language"].isin(languages)
     if types:
-        keep &= results[[TYPES[name].many.lower() for name in types]].fillna(0).sum(axis=1) > 0
+        # Exact: a quotation mark inside a name would have a backslash before it.
+        named = [f'"type": {json.dumps(name, ensure_ascii=False)}' for name in types]
+        keep &= pd.concat([results["entities"].str.contains(words, regex=False) for words in named], axis=1).any(axis=1)
     if search.strip():
         keep &= frame[column].str.contains(search.strip(), case=False, regex=False)
     if only_errors:
@@ -174,7 +205,7 @@ def count_types(mentions: pd.DataFrame, types: Iterable[str] = TYPES) -> pd.Data
     """``type``, ``label``, ``count`` and in how many ``rows``, one row per type, also for a type without mentions."""
     groups = mentions.groupby("type")["row"].agg(["size", "nunique"]).reindex(list(types), fill_value=0)
     counts = groups.reset_index().set_axis(["type", "count", "rows"], axis=1)
-    counts.insert(1, "label", [TYPES[name].many for name in counts["type"]])
+    counts.insert(1, "label", [style_of(name).many for name in counts["type"]])
     return counts
 
 
@@ -205,7 +236,7 @@ def count_types_by_language(mentions: pd.DataFrame) -> pd.DataFrame:
     """``language``, ``language_label``, ``type``, ``label`` and ``count`` for every pair that occurs."""
     groups = mentions.groupby(["language", "type"]).size().reset_index(name="count")
     groups["language_label"] = [label_language(language) for language in groups["language"]]
-    groups["label"] = [TYPES[name].many for name in groups["type"]]
+    groups["label"] = [style_of(name).many for name in groups["type"]]
     return groups[["language", "language_label", "type", "label", "count"]]
 
 
@@ -239,9 +270,9 @@ def count_errors(errors: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """``kind``, ``type``, both in words (``kind_label``, ``label``) and ``count`` of the entity errors that occur."""
     counts = Counter((error["kind"], error["type"]) for error in errors)
     found = [
-        (kind, type_, ERROR_WORDS[kind], TYPES[type_].many, counts[kind, type_])
+        (kind, type_, ERROR_WORDS[kind], style_of(type_).many, counts[kind, type_])
         for kind in ERROR_WORDS
-        for type_ in TYPES
+        for type_ in sort_types(type_ for _, type_ in counts)
         if counts[kind, type_]
     ]
     return pd.DataFrame(found, columns=["kind", "type", "kind_label", "label", "count"])
@@ -256,7 +287,12 @@ def to_csv(counts: Counts) -> bytes:
 def draw_types(counts: pd.DataFrame) -> Chart:
     """Bars: how often each type is named. The selection ``picked`` holds ``type``."""
     return _draw_bars(
-        counts, "label", "count", fields=["type"], colour=_colour("type"), tooltip=["label:N", "count:Q", "rows:Q"]
+        counts,
+        "label",
+        "count",
+        fields=["type"],
+        colour=_colour("type", counts["type"]),
+        tooltip=["label:N", "count:Q", "rows:Q"],
     )
 
 
@@ -264,7 +300,12 @@ def draw_names(counts: pd.DataFrame) -> Chart:
     """Bars: how often each name of one type occurs. The selection ``picked`` holds ``name`` and ``type``."""
     fields = ["name", "type"]
     return _draw_bars(
-        counts, "name", "count", fields=fields, colour=_colour("type"), tooltip=["name:N", "count:Q", "rows:Q"]
+        counts,
+        "name",
+        "count",
+        fields=fields,
+        colour=_colour("type", counts["type"]),
+        tooltip=["name:N", "count:Q", "rows:Q"],
     )
 
 
@@ -277,18 +318,19 @@ def draw_languages(counts: pd.DataFrame) -> Chart:
 
 def draw_types_by_language(counts: pd.DataFrame) -> Chart:
     """Bars per language, one for each type, in one order. The selection ``picked`` holds ``language`` and ``type``."""
-    labels = [style.many for style in TYPES.values()]
+    types = sort_types(counts["type"])
+    labels = [style_of(name).many for name in types]
     offset = alt.YOffset("label:N", sort=labels, bandPosition=0.5, scale=alt.Scale(paddingInner=0.1))
     return _draw_bars(
         counts,
         "language_label",
         "count",
         fields=["language", "type"],
-        colour=_colour("label", legend=True),
+        colour=_colour("label", types, legend=True),
         tooltip=["language_label:N", "label:N", "count:Q"],
         offset=offset,
         sort=list(LANGUAGES.values()),
-        height=3 * 20 + 14,
+        height=len(types) * 20 + 14,
     )
 
 
@@ -378,13 +420,14 @@ def draw_calibration(bins: pd.DataFrame) -> Chart:
 
 def draw_errors(counts: pd.DataFrame) -> Chart:
     """Bars per kind of entity error, one for each type. The selection ``picked`` holds ``kind`` and ``type``."""
-    labels = [style.many for style in TYPES.values()]
+    types = sort_types(counts["type"])
+    labels = [style_of(name).many for name in types]
     return _draw_bars(
         counts,
         "kind_label",
         "count",
         fields=["kind", "type"],
-        colour=_colour("label", legend=True),
+        colour=_colour("label", types, legend=True),
         tooltip=["kind_label:N", "label:N", "count:Q"],
         offset=alt.YOffset("label:N", sort=labels, bandPosition=0.5, scale=alt.Scale(paddingInner=0.1)),
         sort=list(ERROR_WORDS.values()),
@@ -403,6 +446,29 @@ def draw_scores(scores: pd.DataFrame) -> Chart:
     interval = base.mark_rule(size=3, color=NEUTRAL).encode(x=x, x2="high:Q")
     point = base.mark_circle(size=140, opacity=1, color=TYPES["location"].fill).encode(x="value:Q")
     return alt.layer(interval, point).properties(height=36 * max(1, len(scores)) + 40)
+
+
+def list_shots(scores: Iterable[ShotScore]) -> pd.DataFrame:
+    """``shots``, ``f1``, ``seconds`` and ``tokens``, one row per score."""
+    return pd.DataFrame([asdict(score) for score in scores], columns=["shots", "f1", "seconds", "tokens"])
+
+
+def draw_shots(scores: pd.DataFrame, score: str) -> Chart:
+    """A point for every number of ``shots``: ``f1`` (0 to 1, called ``score``) against ``seconds`` per text."""
+    x = alt.X("seconds:Q", title="Seconds per text", scale=alt.Scale(zero=True, nice=True), axis=_number_axis("~g"))
+    # Never less than ten points high: a text more or less is no mountain.
+    y_scale = alt.Scale(domain=[max(0.0, scores["f1"].min() - 0.05), min(1.0, scores["f1"].max() + 0.05)], nice=True)
+    y = alt.Y("f1:Q", title=score, scale=y_scale, axis=_number_axis("~%"))
+    tooltip = [
+        alt.Tooltip("shots:Q", title="Shots"),
+        alt.Tooltip("f1:Q", title=score, format=".1%"),
+        alt.Tooltip("seconds:Q", title="Seconds per text", format=".3f"),
+    ]
+    base = alt.Chart(scores).encode(x=x, y=y, tooltip=tooltip)
+    line = base.mark_line(color=NEUTRAL, strokeWidth=1.5).encode(order="shots:Q")
+    points = base.mark_circle(size=90, color=TYPES["location"].fill, opacity=1)
+    words = base.mark_text(dy=-13, fontSize=13, color=INK).encode(text="shots:Q")
+    return alt.layer(line, points, words).properties(height=300)
 
 
 def _draw_bars(
@@ -432,13 +498,19 @@ def _draw_bars(
     return alt.layer(bars, words).properties(height=height * max(1, counts[name].nunique()) + 10)
 
 
+def _number_axis(format: str) -> alt.Axis:
+    return alt.Axis(format=format, labelColor=INK, titleColor=INK, labelFontSize=12, gridOpacity=0.3, tickCount=6)
+
+
 def _name_axis(label_limit: int = 170) -> alt.Axis:
     return alt.Axis(labelLimit=label_limit, labelFontSize=13, labelColor=INK, ticks=False, domain=False, grid=False)
 
 
-def _colour(field: str, *, legend: bool = False) -> alt.Color:
-    domain = list(TYPES) if field == "type" else [style.many for style in TYPES.values()]
-    scale = alt.Scale(domain=domain, range=[style.fill for style in TYPES.values()])
+def _colour(field: str, types: Iterable[str], *, legend: bool = False) -> alt.Color:
+    """The colours of ``types``, which the data names by ``field``: by ``type`` or by ``label``."""
+    names = sort_types(types)
+    domain = names if field == "type" else [style_of(name).many for name in names]
+    scale = alt.Scale(domain=domain, range=[style_of(name).fill for name in names])
     return alt.Color(
         f"{field}:N", scale=scale, title=None, legend=alt.Legend(orient="top", labelColor=INK) if legend else None
     )

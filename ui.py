@@ -21,26 +21,28 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from chains import registry
-from chains.batch import Jobs, layout_of
+from chains.batch import Jobs, layout_of, tasks_of
 from chains.config import load_settings
-from chains.errors import ChainError, ModelError, StoreError
+from chains.errors import ChainError, ModelError, StoreError, TaskError
 from chains.exports import RESULT_COLUMNS, to_frame
+from chains.prompts import KINDS, MAX_SHOTS, Kind, Tasks
 from chains.registry import EMBEDDED, MODELS, Model
 from chains.remote import PREFIX
 from chains.schema import Entity
 from chains.store import Job, Store
 from chains.tables import Row, Table, cell_text, guess_text_column, scan
-from plots import TYPES, TypeStyle, correct_mentions, correct_results, label_language, list_names, read_mentions
+from chains.versions import SHIPPED, Versions
+from plots import TypeStyle, correct_mentions, correct_results, label_language, list_names, read_mentions, style_of
 
 __all__ = [
-    "count_rows", "entity_html", "escape_markdown", "format_bytes", "format_seconds", "format_time", "get_answers",
-    "get_jobs", "get_mentions", "get_model", "get_results", "keep_upload", "navigate", "new_file", "pick_model",
-    "picked_name", "picked_shots", "read_upload", "require_entrypoint", "show_error", "show_limit",
-    "show_model_status", "show_rows", "table_version", "type_colours",
+    "choose_task", "count_rows", "entity_html", "escape_markdown", "format_bytes", "format_seconds", "format_time",
+    "get_answers", "get_jobs", "get_mentions", "get_model", "get_results", "get_versions", "keep_upload", "navigate",
+    "new_file", "pick_model", "picked_name", "picked_shots", "picked_tasks", "picked_version", "read_upload",
+    "require_entrypoint", "show_error", "show_limit", "show_model_status", "show_rows", "table_version",
+    "tokens_html", "type_colours", "types_of",
 ]  # fmt: skip
 
 FOLDER = "A folder on this machine…"
-MAX_SHOTS = 6
 SHOWN_ROWS = 1000
 # Of a job's rows, filters and charts look at the first so many, which bounds the memory of a page.
 MAX_ROWS = 100_000
@@ -207,6 +209,7 @@ def navigate(position: Literal["sidebar", "hidden"] = "sidebar") -> StreamlitPag
             st.Page("pages/batch.py", title="Batch", icon=":material/table_rows:"),
             st.Page("pages/charts.py", title="Charts", icon=":material/bar_chart:"),
             st.Page("pages/evaluation.py", title="Evaluation", icon=":material/rule:"),
+            st.Page("pages/prompts.py", title="Prompts", icon=":material/edit_note:"),
         ],
         position=position,
     )
@@ -226,6 +229,7 @@ def require_entrypoint() -> None:
 def pick_model() -> None:
     """Let the user choose the model and the number of shots; nothing is loaded yet."""
     st.session_state.is_in_entrypoint = True
+    _keep_versions()
     with st.sidebar:
         st.selectbox(
             "Model",
@@ -246,15 +250,86 @@ def pick_model() -> None:
                     "A model server cannot be chosen here, where any visitor could send texts to any address. "
                     f"Use it on the command line: {escape_markdown('python -m chains batch --model openai:…')}"
                 )
-        name = picked_name()
-        st.slider(
-            "Shots",
-            0,
-            MAX_SHOTS,
-            value=_default_shots(name),
-            key=f"shots of {name}",
-            help="How many solved examples the model reads before your text. More can help, and take longer.",
-        )
+        _show_tasks()
+        name, most = picked_name(), _max_shots()
+        if most:
+            st.slider(
+                "Shots",
+                0,
+                most,
+                value=_default_shots(name, most),
+                key=_shots_key(name, most),
+                help="How many solved examples the model reads before your text. More can help, and take longer.",
+            )
+
+
+def _keep_versions() -> None:
+    """Carry the chosen task versions in the URL: over a refresh, and to whoever gets the link."""
+    for kind in KINDS:
+        key, asked = f"version of {kind}", st.query_params.get(kind, "")
+        if key not in st.session_state:
+            st.session_state[key] = int(asked) if re.fullmatch("[0-9]{1,6}", asked) else SHIPPED
+        number = st.session_state[key]
+        if number != SHIPPED and asked != str(number):
+            st.query_params[kind] = str(number)
+        elif number == SHIPPED and asked:
+            del st.query_params[kind]
+
+
+def _show_tasks() -> None:
+    """Say which tasks are not the shipped ones, or why they cannot be read."""
+    try:
+        tasks = picked_tasks()
+    except TaskError as error:
+        show_error(error)
+        st.button("Use the shipped tasks", key="shipped_tasks", on_click=_choose_shipped)
+        return
+    own = [tasks.identities[kind] for kind in KINDS if picked_version(kind) != SHIPPED]
+    if own:
+        st.caption(f":material/edit_note: Your own: {escape_markdown(', '.join(own))}")
+
+
+def _choose_shipped() -> None:
+    for kind in KINDS:
+        choose_task(kind, SHIPPED)
+
+
+def get_versions() -> Versions:
+    """The saved versions of task files."""
+    return Versions(load_settings().data_folder / "tasks")
+
+
+def picked_version(kind: Kind) -> int:
+    """The number of the version of a task that answers in this session."""
+    return int(st.session_state.get(f"version of {kind}", SHIPPED))
+
+
+def choose_task(kind: Kind, number: int) -> None:
+    """Let that version of a task answer in this session from now on."""
+    st.session_state[f"version of {kind}"] = number
+
+
+def picked_tasks() -> Tasks:
+    """The tasks that answer in this session; raises ``TaskError`` if one cannot be read."""
+    versions = get_versions()
+    return Tasks(**{kind: versions.load(kind, picked_version(kind)) for kind in KINDS})
+
+
+def types_of(job: Job) -> list[str]:
+    """The entity types that a job's task asks for; raises ``ChainError`` if it cannot be read."""
+    return list(tasks_of(job).entities.labels)
+
+
+def _max_shots() -> int:
+    try:
+        return picked_tasks().max_shots
+    except TaskError:
+        return MAX_SHOTS
+
+
+def _shots_key(name: str, most: int) -> str:
+    """The slider's, by its range: Streamlit takes no value from outside of it."""
+    return f"shots of {name}, up to {most}"
 
 
 def _offered_models() -> list[str]:
@@ -267,11 +342,11 @@ def _model_label(name: str) -> str:
     return f"{name} · {format_bytes(MODELS[name].memory_bytes)}" if name in MODELS else name
 
 
-def _default_shots(name: str) -> int:
+def _default_shots(name: str, most: int) -> int:
     try:
-        return registry.find_model(name).shots
+        return min(most, registry.find_model(name).shots)
     except ModelError:
-        return 3
+        return min(most, 3)
 
 
 def picked_name() -> str:
@@ -288,9 +363,9 @@ def _is_server(path: str) -> bool:
 
 
 def picked_shots() -> int:
-    """The number of shots chosen for the picked model."""
-    name = picked_name()
-    return int(st.session_state.get(f"shots of {name}", _default_shots(name)))
+    """The number of shots chosen for the picked model and tasks."""
+    name, most = picked_name(), _max_shots()
+    return int(st.session_state.get(_shots_key(name, most), _default_shots(name, most)))
 
 
 def get_model() -> Model:
@@ -399,15 +474,16 @@ def entity_html(text: str, entities: Iterable[Entity]) -> str:
     for entity in sorted(entities, key=lambda entity: entity.start):
         if entity.start < place:
             continue
-        style = TYPES[entity.type]
+        style = style_of(entity.type)
+        one, tag = html.escape(style.one), html.escape(style.tag)
         ink, tint = type_colours(style).values()
         parts.append(
             f"{html.escape(text[place : entity.start])}"
             f'<mark style="color:inherit;background:{tint};border-bottom:3px {style.underline} {ink};'
             'border-radius:3px 3px 0 0;padding:1px 3px;box-decoration-break:clone;-webkit-box-decoration-break:clone">'
             f"{html.escape(text[entity.start : entity.end])}"
-            f'<abbr title="{style.one}" style="color:{ink};font-size:.68em;font-weight:700;letter-spacing:.04em;'
-            f'margin-left:.4em;text-decoration:none;user-select:none">{style.tag}</abbr></mark>'
+            f'<abbr title="{one}" style="color:{ink};font-size:.68em;font-weight:700;letter-spacing:.04em;'
+            f'margin-left:.4em;text-decoration:none;user-select:none">{tag}</abbr></mark>'
         )
         place = entity.end
     parts.append(html.escape(text[place:]))
@@ -420,6 +496,37 @@ def type_colours(style: TypeStyle) -> dict[str, str]:
         "ink": f"light-dark({style.light_ink},{style.dark_ink})",
         "tint": f"light-dark({style.fill}1f,{style.fill}40)",
     }
+
+
+def tokens_html(tokens: Iterable[bytes]) -> str:
+    """HTML of tokens as boxes, everything escaped: a space is a dot, a line break an arrow, what is no whole character
+    its bytes in hexadecimal, and a character that shows nothing its number."""
+    parts = []
+    for number, token in enumerate(tokens):
+        tint = ("#0072B226", "#7A86993d")[number % 2]
+        parts.append(
+            f'<span style="background:{tint};border-radius:3px;padding:1px 0;margin-right:1px;'
+            f'box-shadow:inset -1px 0 #7A8699">{_token_html(token)}</span>'
+        )
+        if token.endswith(b"\n"):
+            parts.append("<br>")
+    words = "".join(parts)
+    return f'<div style="font-family:monospace;overflow-wrap:anywhere;line-height:1.9;font-size:.9em">{words}</div>'
+
+
+def _token_html(token: bytes) -> str:
+    def show(char: str) -> str:
+        if char.isprintable() and char != " ":
+            return html.escape(char)
+        return mark({" ": "·", "\n": "↵"}.get(char, f"[U+{ord(char):04X}]"))
+
+    def mark(sign: str) -> str:
+        return f'<span style="opacity:.65">{sign}</span>'
+
+    try:
+        return "".join(map(show, token.decode()))
+    except UnicodeDecodeError:
+        return mark(f"[{token.hex(' ').upper()}]")
 
 
 def format_bytes(size: int) -> str:

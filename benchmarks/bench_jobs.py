@@ -83,7 +83,7 @@ class StubModel:
         shots = 0
 
 
-def stub(some: Any, model: Any, *, shots: int | None = None) -> Any:
+def stub(some: Any, model: Any, *, shots: int | None = None, tasks: Any = None) -> Any:
     """One person in every text: the digits at its end."""
     from chains.schema import Analysis, Detection, Entity, Recognition
 

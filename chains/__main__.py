@@ -19,12 +19,12 @@ from chains.errors import ChainError
 
 if TYPE_CHECKING:
     from chains.batch import Engine, Jobs
+    from chains.prompts import Kind, Task, Tasks
     from chains.registry import Model
     from chains.store import Job
 
 __all__ = ["main"]
 
-TASKS = ("language", "entities")
 OUTPUT_KINDS = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".xlsx": "xlsx"}
 GOLD_KINDS = (".jsonl", ".csv")
 SHAPES = ("wide", "long")
@@ -61,17 +61,19 @@ def make_parser() -> argparse.ArgumentParser:
         "--model", metavar="M", help="a name from 'models', a Hub id, a folder, or openai:URL#NAME (default: embedded)"
     )
     asking.add_argument("--shots", type=count, metavar="K", help="few-shot examples (default: the model's own number)")
+    tasked = argparse.ArgumentParser(add_help=False)
+    tasked.add_argument("--task", metavar="FILE", help="a task file (YAML) in place of the shipped one")
     writing = argparse.ArgumentParser(add_help=False)
     kinds = ", ".join(OUTPUT_KINDS)
     writing.add_argument("--shape", choices=SHAPES, default="wide", help="a row per text (wide) or per entity (long)")
     cells = argparse.ArgumentParser(add_help=False)
     cells.add_argument("--raw-cells", action="store_true", help="leave cells that a spreadsheet would run as formulas")
 
-    detect = commands.add_parser("detect", parents=[shared, asking], help="the language of one text")
+    detect = commands.add_parser("detect", parents=[shared, asking, tasked], help="the language of one text")
     detect.add_argument("text", metavar="TEXT", help="the text, or - for standard input")
     detect.set_defaults(command=run_detect)
 
-    entities = commands.add_parser("entities", parents=[shared, asking], help="the entities of one text")
+    entities = commands.add_parser("entities", parents=[shared, asking, tasked], help="the entities of one text")
     entities.add_argument("text", metavar="TEXT", help="the text, or - for standard input")
     entities.set_defaults(command=run_entities)
 
@@ -86,6 +88,10 @@ def make_parser() -> argparse.ArgumentParser:
     batch.add_argument("--encoding", metavar="E", help="such as utf-8 or cp1252 (default: detected)")
     batch.add_argument("--delimiter", type=delimiter, metavar="D", help="such as ';' or tab (default: detected)")
     batch.add_argument("--header", choices=("yes", "no"), help="whether the first row names the columns")
+    batch.add_argument(
+        "--task", metavar="FILE", action="append", default=[],
+        help="a task file (YAML) in place of the shipped one of its kind; may be given for both kinds",
+    )  # fmt: skip
     batch.add_argument("--engine", choices=ENGINES, default="local", help="this process, or a Ray cluster")
     batch.add_argument("--address", metavar="A", help="of the Ray cluster (default: one on this machine)")
     batch.add_argument("--workers", type=positive, metavar="N", help="processes of the Ray cluster with a model each")
@@ -116,7 +122,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", parents=[shared, asking], help="scores on a gold set")
     evaluate.add_argument("gold", type=Path, metavar="GOLD", help="CSV for language, JSON Lines for entities; .gz too")
-    evaluate.add_argument("--task", choices=TASKS, required=True)
+    evaluate.add_argument("--task", metavar="T", required=True, help="language, entities, or a task file (YAML)")
     evaluate.add_argument("--limit", type=positive, metavar="N", help="score a random sample of N texts")
     evaluate.set_defaults(command=run_evaluate)
 
@@ -157,37 +163,38 @@ def check_output(parser: argparse.ArgumentParser, chosen: argparse.Namespace) ->
 
 def run_detect(chosen: argparse.Namespace) -> int:
     """Print the language of one text with every label's probability."""
-    text = read_text(chosen.text)
+    text, task = read_text(chosen.text), read_task(chosen.task, "language")
     model = load_model(chosen)
     from chains.language import detect_language
 
     start = time.perf_counter()
-    detection = detect_language(text, model, shots=chosen.shots)
+    detection = detect_language(text, model, task=task, shots=chosen.shots)
     seconds = time.perf_counter() - start
     if chosen.json:
-        print_json(detection.model_dump(mode="json") | {"model": model.version, "seconds": seconds})
+        extra = {"model": model.version, "task": task.identity, "seconds": seconds}
+        print_json(detection.model_dump(mode="json") | extra)
         return 0
     probabilities = sorted(detection.probabilities.items(), key=lambda item: -item[1])
     print(
         " ".join([detection.language, *([percent(detection.probability)] if detection.probability is not None else [])])
     )
     print_table([[f"  {label}", percent(probability)] for label, probability in probabilities], right={1})
-    print(f"{model.version}, {seconds:.2f} s")
+    print(f"{model.version}, {task.identity}, {seconds:.2f} s")
     return 0
 
 
 def run_entities(chosen: argparse.Namespace) -> int:
     """Print the entities of one text with their places, and the number of each type."""
-    text = read_text(chosen.text)
+    text, task = read_text(chosen.text), read_task(chosen.task, "entities")
     model = load_model(chosen)
     from chains.entities import find_entities
 
     start = time.perf_counter()
-    recognition = find_entities(text, model, shots=chosen.shots)
+    recognition = find_entities(text, model, task=task, shots=chosen.shots)
     seconds = time.perf_counter() - start
     counts = recognition.counts()
     if chosen.json:
-        extra = {"counts": counts, "model": model.version, "seconds": seconds}
+        extra = {"counts": counts, "model": model.version, "task": task.identity, "seconds": seconds}
         print_json(recognition.model_dump(mode="json") | extra)
         return 0
     if recognition.entities:
@@ -198,7 +205,7 @@ def run_entities(chosen: argparse.Namespace) -> int:
         print("no entities")
     if recognition.ungrounded:
         print("not in the text: " + ", ".join(f"{mention.text} ({mention.type})" for mention in recognition.ungrounded))
-    print(f"{model.version}, {seconds:.2f} s")
+    print(f"{model.version}, {task.identity}, {seconds:.2f} s")
     return 0
 
 
@@ -212,6 +219,7 @@ def run_batch(chosen: argparse.Namespace) -> int:
     table = scan(chosen.input, encoding=chosen.encoding, delimiter=chosen.delimiter, has_header=has_header)
     column = chosen.text_column if chosen.text_column is not None else guess_text_column(table)
     table.column(column)
+    tasks = read_tasks(chosen.task)
     if chosen.text_column is None:
         print(f"Reading the texts of column {column!r}; choose another with --text-column.", file=sys.stderr)
     for problem in table.problems:
@@ -219,10 +227,10 @@ def run_batch(chosen: argparse.Namespace) -> int:
     jobs = open_jobs()
     with ExitStack() as opened:
         engine = make_engine(chosen, opened)
-        base = answer_base(engine.version, engine.shots if chosen.shots is None else chosen.shots)
+        base = answer_base(engine.version, engine.shots if chosen.shots is None else chosen.shots, tasks)
         name = chosen.model or EMBEDDED
-        job = jobs.find(table, column, name, chosen.shots, base)
-        id = job.id if job else jobs.submit(table, column, name, chosen.shots, copy=False)
+        job = jobs.find(table, column, name, chosen.shots, tasks, base)
+        id = job.id if job else jobs.submit(table, column, name, chosen.shots, tasks=tasks, copy=False)
         if job and job.done:
             print(f"Going on after {job.done:,} of {job.total:,} rows.", file=sys.stderr)
         return finish_job(jobs, id, chosen, engine)
@@ -369,24 +377,28 @@ def describe_job(job: "Job") -> dict[str, Any]:
 def run_evaluate(chosen: argparse.Namespace) -> int:
     """Print a model's scores on a gold set."""
     from chains.evaluation import evaluate, read_gold
+    from chains.prompts import KINDS, load_task
 
-    read_gold(chosen.gold, chosen.task)  # a mistake in it should not wait for the model
+    task = load_task(chosen.task if chosen.task in KINDS else Path(chosen.task))
+    read_gold(chosen.gold, task.kind, task)  # a mistake in it should not wait for the model
     model = load_model(chosen)
     show = Progress("texts").show
-    report = evaluate(chosen.gold, chosen.task, model, shots=chosen.shots, limit=chosen.limit, on_progress=show)
+    report = evaluate(
+        chosen.gold, task.kind, model, file=task, shots=chosen.shots, limit=chosen.limit, on_progress=show
+    )
     if chosen.json:
         print_json(report)
         return 0
     averages = [name for name in ("accuracy", "micro_f1", "macro_f1", "weighted_f1") if name in report]
     print_table([[name.replace("_f1", " F1"), percent(report[name])] for name in averages], right={1})
-    classes = report["per_class"] if chosen.task == "language" else report["per_type"]
+    classes = report["per_class"] if task.kind == "language" else report["per_type"]
     rows = [
         [name, percent(row["precision"]), percent(row["recall"]), percent(row["f1"]), f"{row['support']:,}"]
         for name, row in classes.items()
     ]
     print()
     print_table([["", "precision", "recall", "F1", "support"], *rows], right={1, 2, 3, 4})
-    if chosen.task == "language":
+    if task.kind == "language":
         matrix = report["confusion_matrix"]
         rows = [
             [label, *(f"{number:,}" for number in row)]
@@ -396,7 +408,7 @@ def run_evaluate(chosen: argparse.Namespace) -> int:
         print_table([["gold \\ predicted", *matrix["labels"]], *rows], right=set(range(1, len(rows) + 1)))
     print()
     print(
-        f"{report['model']}, {report['shots']} shots, task version {report['task_version']}: {report['texts']:,} texts "
+        f"{report['model']}, {report['shots']} shots, {report['task_identity']}: {report['texts']:,} texts "
         f"in {report['seconds']:.1f} s ({report['texts_per_second']:.1f} per second)"
     )
     return 0
@@ -443,6 +455,27 @@ def read_text(argument: str) -> str:
             f"Standard input is not UTF-8 (byte {error.start}). Convert it, for instance with iconv."
         ) from error
     return text.removesuffix("\n").removesuffix("\r")
+
+
+def read_task(path: str | None, kind: "Kind") -> "Task":
+    """The task of a file, which must be of that kind; without one, the shipped task."""
+    from chains.prompts import load_task
+
+    task = load_task(kind if path is None else Path(path))
+    if task.kind != kind:
+        raise ChainError(f"The task file {path!r} is of kind {task.kind!r}: expected one of kind {kind!r}.")
+    return task
+
+
+def read_tasks(paths: Sequence[str]) -> "Tasks":
+    """The tasks of files, at most one of each kind, with the shipped one of a kind that no file has."""
+    from chains.prompts import Tasks, load_task
+
+    tasks = [load_task(Path(path)) for path in paths]
+    by_kind = {task.kind: task for task in tasks}
+    if len(by_kind) < len(tasks):
+        raise ChainError(f"Of the task files {', '.join(paths)}, two are of one kind: give one of each kind at most.")
+    return Tasks(**by_kind)
 
 
 def load_model(chosen: argparse.Namespace) -> "Model":

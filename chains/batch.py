@@ -20,11 +20,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
+from pydantic import ValidationError
+
 from chains.corrections import check_correction
-from chains.errors import ChainError, CorrectionError, MissingError, StoreError, TableError
+from chains.errors import ChainError, CorrectionError, MissingError, StoreError, TableError, TaskError
 from chains.exports import correct_record, to_record, write_gold, write_results
 from chains.files import written_whole
-from chains.prompts import load_task
+from chains.prompts import Tasks
 from chains.queue import Caller, asking
 from chains.schema import Analysis, Correction, Gold
 from chains.store import LIVE, Job, Store
@@ -33,7 +35,7 @@ from chains.tables import Layout, Row, Table, read_rows, text_of
 if TYPE_CHECKING:
     from chains.registry import Model
 
-__all__ = ["CHUNK", "Chunk", "Engine", "Jobs", "ModelEngine", "Work", "answer_base", "plan_chunks"]
+__all__ = ["CHUNK", "Chunk", "Engine", "Jobs", "ModelEngine", "Work", "answer_base", "plan_chunks", "tasks_of"]
 
 # New texts per chunk: two of the model's batches, so a stop or a crash costs seconds of work.
 CHUNK = 64
@@ -78,6 +80,7 @@ class Work:
     column: int
     start: int
     shots: int
+    tasks: Tasks
     rows: Iterable[Row]
     known: Callable[[Sequence[bytes]], set[bytes]]
 
@@ -103,15 +106,17 @@ class ModelEngine:
     def steps(self, work: Work) -> Iterator[tuple[Chunk, list[Record]]]:
         """See ``Engine``."""
         for chunk in plan_chunks(work.rows, work.column, work.start, work.known):
-            yield chunk, self.compute(chunk, work.shots)
+            yield chunk, self.compute(chunk, work.shots, work.tasks)
 
-    def compute(self, chunk: Chunk, shots: int) -> list[Record]:
+    def compute(self, chunk: Chunk, shots: int, tasks: Tasks) -> list[Record]:
         """The records of the chunk's texts, in order."""
         from chains import analysis  # imports the model's libraries
 
         texts = list(chunk.texts.values())
+        if not texts:
+            return []
         with asking(Caller("batch")):
-            return [to_record(one) for one in analysis.analyse(texts, self.model, shots=shots)] if texts else []
+            return [to_record(one) for one in analysis.analyse(texts, self.model, shots=shots, tasks=tasks)]
 
 
 def text_hash(text: str) -> bytes:
@@ -124,10 +129,10 @@ def answer_key(base: str, hash: bytes) -> bytes:
     return hashlib.blake2b(bytes.fromhex(base) + hash, digest_size=16).digest()
 
 
-def answer_base(version: str, shots: int) -> str:
-    """What an answer depends on besides its text, as 64 hexadecimal digits: model, shots and the task files."""
-    tasks = [load_task(name).model_dump(mode="json") for name in ("language", "entities")]
-    return hashlib.sha256(json.dumps([ANSWER_FORMAT, version, shots, tasks]).encode()).hexdigest()
+def answer_base(version: str, shots: int, tasks: Tasks) -> str:
+    """What an answer depends on besides its text, as 64 hexadecimal digits: model, shots and all of the task files."""
+    files = [tasks.language.model_dump(mode="json"), tasks.entities.model_dump(mode="json")]
+    return hashlib.sha256(json.dumps([ANSWER_FORMAT, version, shots, files]).encode()).hexdigest()
 
 
 def plan_chunks(
@@ -208,10 +213,11 @@ class Jobs:
 
     def submit(
         self, table: Table, text_column: str, model_name: str, shots: int | None = None, *,
-        name: str = "", owner: str = "", copy: bool = True,
+        tasks: Tasks | None = None, name: str = "", owner: str = "", copy: bool = True,
     ) -> str:  # fmt: skip
         """The id of a new job over every row of ``table``.
 
+        ``tasks`` (by default the shipped ones) are kept with it, so a later edit of a task file changes nothing in it.
         With ``copy`` the file's bytes go into the database; else the file must stay where it is.
 
         Raises:
@@ -234,6 +240,7 @@ class Jobs:
             text_column=text_column,
             model=model_name,
             shots=shots,
+            tasks=(tasks or Tasks()).model_dump_json(),
             total=table.total,
             created=now.isoformat(timespec="microseconds"),
         )
@@ -241,11 +248,13 @@ class Jobs:
         self._wake.set()
         return job.id
 
-    def find(self, table: Table, text_column: str, model_name: str, shots: int | None, base: str) -> Job | None:
+    def find(
+        self, table: Table, text_column: str, model_name: str, shots: int | None, tasks: Tasks, base: str
+    ) -> Job | None:
         """The newest job that does the same with the same file by answers of that ``base``, if there is one."""
         wanted = {"source": table.sha256, "layout": json.dumps(asdict(table.layout)), "text_column": text_column}
         found = self.store.list_jobs(**wanted, path=str(table.path.resolve()), model=model_name, shots=shots)
-        return next((job for job in found if job.base in ("", base)), None)
+        return next((job for job in found if job.base == base or (not job.base and tasks_of(job) == tasks)), None)
 
     def list(self, owner: str | None = None) -> "list[Job]":
         """The jobs of ``owner`` (``None``: of all), newest first."""
@@ -340,7 +349,7 @@ class Jobs:
             CorrectionError: there is no such row, or no text in it, or the correction does not fit the text.
         """
         job = self.status(id, owner)
-        checked = check_correction(self._text(job, row), correction)
+        checked = check_correction(self._text(job, row), correction, tasks_of(job))
         if not self.store.add_correction(id, row, checked.model_dump()):
             self.status(id)  # which says that the job is gone
 
@@ -523,11 +532,11 @@ class Jobs:
 
     def _open(self, job: Job, engine: Engine | None) -> Running:
         """What is left of the job, ready to be computed."""
-        layout, file = layout_of(job), self._file(job)
+        layout, file, tasks = layout_of(job), self._file(job), tasks_of(job)
         if engine is None or job.retried is not None:
             engine = ModelEngine(self._load(job.model))
         shots = engine.shots if job.shots is None else job.shots
-        base = answer_base(engine.version, shots)
+        base = answer_base(engine.version, shots, tasks)
         if job.base not in ("", base):
             raise ChainError(
                 f"The finished rows are from {job.version}, and now the model is {engine.version} or its task files "
@@ -542,7 +551,7 @@ class Jobs:
         rows = read_rows(file, layout, start)
         if job.retried is not None:
             rows = self._failed(job.id, start, rows)
-        work = Work(file, layout, layout.columns.index(job.text_column), start, shots, rows, known)
+        work = Work(file, layout, layout.columns.index(job.text_column), start, shots, tasks, rows, known)
         return Running(base, engine.version, engine.steps(work))
 
     def _failed(self, id: str, start: int, rows: Iterator[Row]) -> Iterator[Row]:
@@ -632,6 +641,21 @@ class Jobs:
 def layout_of(job: Job) -> Layout:
     """How the job's file is to be read."""
     return Layout(**json.loads(job.layout))
+
+
+def tasks_of(job: Job) -> Tasks:
+    """The task files that ask the job's texts.
+
+    Raises:
+        TaskError: they were stored by a version of Bloom Lens that had other rules.
+    """
+    try:
+        return Tasks.model_validate_json(job.tasks) if job.tasks else Tasks()
+    except ValidationError as error:
+        raise TaskError(
+            f"The task files of job {job.id!r} break the rules of this version of Bloom Lens: "
+            f"{error.errors()[0]['msg']}. Start a new job."
+        ) from error
 
 
 def is_ending() -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 
 from chains.batch import CHUNK_ROWS, Chunk, ModelEngine, Record, Work, plan_chunks, text_hash
 from chains.errors import ChainError, ModelError
+from chains.prompts import Tasks
 from chains.registry import find_model, load
 from chains.rows import Layout
 from chains.tables import read_rows, text_of
@@ -87,7 +88,7 @@ class RayEngine:
         with warnings.catch_warnings(action="ignore"):  # Ray announces another way for retries, and has none yet
             outcomes = chunks.map(
                 Worker,
-                fn_constructor_args=(*self._model, work.shots),
+                fn_constructor_args=(*self._model, work.shots, work.tasks),
                 compute=ray.data.ActorPoolStrategy(size=self.workers),
                 max_task_retries=MAX_RETRIES,
                 **self._resources,
@@ -113,9 +114,9 @@ class RayEngine:
 class Worker:
     """A process's model, loaded when there is something to compute."""
 
-    def __init__(self, model_name: str, folder: str, threads: int, shots: int) -> None:
+    def __init__(self, model_name: str, folder: str, threads: int, shots: int, tasks: Tasks) -> None:
         self._model = (model_name, folder, threads)
-        self._shots = shots
+        self._shots, self._tasks = shots, tasks
         self._engine: ModelEngine | None = None
 
     def __call__(self, row: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -125,7 +126,7 @@ class Worker:
     def _compute(self, chunk: Chunk) -> tuple[Chunk, list[Record]]:
         if chunk.texts and self._engine is None:
             self._engine = load_there(*self._model)
-        return chunk, self._engine.compute(chunk, self._shots) if self._engine else []
+        return chunk, self._engine.compute(chunk, self._shots, self._tasks) if self._engine else []
 
 
 def describe(model_name: str, folder: str, threads: int) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import yaml
 
 from chains.errors import CorrectionError
-from chains.prompts import Shot, Task, load_task, write_reply
+from chains.prompts import Shot, Task, Tasks, write_reply
 from chains.schema import UNKNOWN, Correction, Entity, Gold
 from chains.spans import align, list_mentions
 
@@ -35,17 +35,17 @@ def mark(text: str, entities: Iterable[Entity], start: int, end: int, type_: str
     return tuple(sorted(kept, key=lambda entity: entity.start))
 
 
-def check_correction(text: str, correction: Correction) -> Correction:
+def check_correction(text: str, correction: Correction, tasks: Tasks) -> Correction:
     """The correction with its entities in reading order.
 
     Raises:
         CorrectionError: its language or a type is none of the task files', an entity is not what stands in ``text`` at
             its place, or two of them overlap.
     """
-    languages = [*load_task("language").labels, UNKNOWN]
+    languages = [*tasks.language.labels, UNKNOWN]
     if correction.language not in languages:
         raise CorrectionError(f"The language {correction.language!r} is none of {', '.join(languages)}.")
-    types = load_task("entities").labels
+    types = tasks.entities.labels
     entities = sorted(correction.entities, key=lambda entity: entity.start)
     place = 0
     for entity in entities:

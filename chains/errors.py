@@ -14,6 +14,8 @@ ChainError              anything below; edges (pages, command line) catch only t
 Every message says what happened, what was expected and what to do.
 """
 
+from collections.abc import Mapping
+
 __all__ = [
     "BusyError",
     "ChainError",
@@ -33,7 +35,11 @@ class ChainError(Exception):
 
 
 class TaskError(ChainError):
-    """A task file breaks its rules; the message names the file and the key."""
+    """A task file breaks its rules; the message names the file and the key, ``problems`` what is wrong by key."""
+
+    def __init__(self, message: str, problems: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.problems = dict(problems or {})
 
 
 class ModelError(ChainError):

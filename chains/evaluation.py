@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from chains.errors import TableError
 from chains.metrics import find_overlap
-from chains.prompts import load_task
+from chains.prompts import Task, Tasks, load_task
 from chains.reports import TASKS, Answers, TaskName, answer_rows, report_scores
 from chains.schema import UNKNOWN, Entity
 from chains.tables import scan, text_of
@@ -72,11 +72,12 @@ class GoldRow:
 
 
 @overload
-def read_gold(path: Path, task: Literal["language"]) -> LanguageGold: ...
+def read_gold(path: Path, task: Literal["language"], file: Task | None = None) -> LanguageGold: ...
 @overload
-def read_gold(path: Path, task: Literal["entities"]) -> EntityGold: ...
-def read_gold(path: Path, task: TaskName) -> LanguageGold | EntityGold:
-    """The texts of a gold set with their answers, in file order; the file may be gzipped.
+def read_gold(path: Path, task: Literal["entities"], file: Task | None = None) -> EntityGold: ...
+def read_gold(path: Path, task: TaskName, file: Task | None = None) -> LanguageGold | EntityGold:
+    """The texts of a gold set with their answers, in file order; the file may be gzipped. ``file`` is the task whose
+    labels they have, by default the shipped one.
 
     ``language``: a table (see ``tables.scan``) with the columns ``text`` and ``language``, which is a label of the
     task, ``unknown`` or ``other`` (both mean ``unknown``).
@@ -85,10 +86,10 @@ def read_gold(path: Path, task: TaskName) -> LanguageGold | EntityGold:
     Raises:
         TableError: the file cannot be read, is empty, or has a wrong answer; the message names the row or line.
     """
+    labels = tuple((file or load_task(task)).labels)
     if task == "language":
-        return _read_languages(path, path.name)
-    types = tuple(load_task("entities").labels)
-    return list(_read_lines(path, path.name, GoldLine, lambda line: (line.text, _check_spans(line, types))))
+        return _read_languages(path, path.name, labels)
+    return list(_read_lines(path, path.name, GoldLine, lambda line: (line.text, _check_spans(line, labels))))
 
 
 def tasks_of(path: Path, name: str = "") -> list[TaskName]:
@@ -109,20 +110,21 @@ def tasks_of(path: Path, name: str = "") -> list[TaskName]:
     return tasks
 
 
-def read_gold_set(path: Path, name: str = "") -> list[GoldRow]:
+def read_gold_set(path: Path, name: str = "", tasks: Tasks | None = None) -> list[GoldRow]:
     """All that a gold file knows, in file order: of a table the languages, of JSON Lines languages, entities or both.
 
+    ``tasks`` are those whose labels they have, by default the shipped ones.
     In JSON Lines with entities, a row may leave out ``language`` or ``entities``, or have ``null`` there.
 
     Raises:
         TableError: as of ``read_gold`` and ``tasks_of``; or there are more than ``MAX_TEXTS`` rows.
     """
-    name = name or path.name
+    name, tasks = name or path.name, tasks or Tasks()
+    languages, types = tuple(tasks.language.labels), tuple(tasks.entities.labels)
     if "entities" in tasks_of(path, name):
-        types = tuple(load_task("entities").labels)
-        rows = list(_read_lines(path, name, GoldSetLine, lambda line: _check_row(line, types)))
+        rows = list(_read_lines(path, name, GoldSetLine, lambda line: _check_row(line, languages, types)))
     else:
-        rows = [GoldRow(text, language) for text, language in _read_languages(path, name)]
+        rows = [GoldRow(text, language) for text, language in _read_languages(path, name, languages)]
     if len(rows) > MAX_TEXTS:
         raise TableError(
             f"The gold set {name!r} has {len(rows):,} texts: expected at most {MAX_TEXTS:,}. A random sample of it "
@@ -141,7 +143,7 @@ def _read(path: Path, name: str) -> bytes:
         raise TableError(f"Cannot read the gold set {name!r}: {reason}. Give the path of a whole file.") from error
 
 
-def _read_languages(path: Path, name: str) -> LanguageGold:
+def _read_languages(path: Path, name: str, labels: Sequence[str]) -> LanguageGold:
     table = scan(path, name=name, has_header=True)
     text_column, label_column = table.column("text"), table.column("language")
     gold = []
@@ -151,14 +153,13 @@ def _read_languages(path: Path, name: str) -> LanguageGold:
         if error:
             raise TableError(f"{name!r}: {error}")
         try:
-            gold.append((text, _check_language(label)))
+            gold.append((text, _check_language(label, labels)))
         except ValueError as problem:
             raise TableError(f"Row {row.number} of {name!r} has {problem}") from problem
     return gold
 
 
-def _check_language(label: str) -> str:
-    labels = tuple(load_task("language").labels)
+def _check_language(label: str, labels: Sequence[str]) -> str:
     if label not in (*labels, UNKNOWN, "other"):
         raise ValueError(f"the language {label!r}: expected one of {', '.join((*labels, UNKNOWN, 'other'))}.")
     return label if label in labels else UNKNOWN
@@ -190,8 +191,8 @@ def _read_lines(path: Path, name: str, model: type[Line], check: Callable[[Line]
             raise TableError(f"Line {number} of {name!r}: {error}") from error
 
 
-def _check_row(line: GoldSetLine, types: Sequence[str]) -> GoldRow:
-    language = None if line.language is None else _check_language(line.language)
+def _check_row(line: GoldSetLine, languages: Sequence[str], types: Sequence[str]) -> GoldRow:
+    language = None if line.language is None else _check_language(line.language, languages)
     entities = None if line.entities is None else _check_spans(line, types)
     if language is None and entities is None:
         raise ValueError("there is neither a language nor entities: expected one of them, or both.")
@@ -230,6 +231,7 @@ def evaluate(
     task: TaskName,
     model: "Model",
     *,
+    file: Task | None = None,
     shots: int | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -238,37 +240,44 @@ def evaluate(
 ) -> dict[str, Any]:
     """The scores of ``model`` on a gold set (see ``reports``), with what was asked and how long it took.
 
-    Beside the scores: ``task``, ``task_version``, ``model`` (its version), ``shots``, ``texts``, ``seconds``,
-    ``texts_per_second``. ``limit`` scores a sample that depends only on the file, ``limit`` and ``seed``.
-    ``keep_wrong`` adds ``wrong``, the first so many ``{"text", "gold", "predicted"}`` that differ.
+    Beside the scores: ``task``, ``task_version``, ``task_identity``, ``model`` (its version), ``shots``, ``texts``,
+    ``seconds``, ``texts_per_second``. ``file`` is the task that asks, by default the shipped one. ``limit`` scores
+    a sample that depends only on the file, ``limit`` and ``seed``. ``keep_wrong`` adds ``wrong``, the first so many
+    ``{"text", "gold", "predicted"}`` that differ.
     ``on_progress`` is called with the texts done and all.
 
     Raises:
         TableError: the gold set cannot be read.
         ChainError: the model failed; a score of the other texts would mislead.
     """
+    file = file or load_task(task)
     gold: list[tuple[str, Any]]
     if task == "language":
         from chains.language import detect_languages
 
-        gold = _sample(read_gold(path, "language"), limit, seed)
+        gold = _sample(read_gold(path, "language", file), limit, seed)
         texts = [text for text, _ in gold]
-        detections, seconds = _ask(lambda some: detect_languages(some, model, shots=shots), texts, on_progress)
+        detections, seconds = _ask(
+            lambda some: detect_languages(some, model, task=file, shots=shots), texts, on_progress
+        )
         predicted: list[Any] = [detection.language for detection in detections]
         probabilities = [detection.probability for detection in detections]
     else:
         from chains.entities import find_entities_batch
 
-        gold = _sample(read_gold(path, "entities"), limit, seed)
+        gold = _sample(read_gold(path, "entities", file), limit, seed)
         texts = [text for text, _ in gold]
-        recognitions, seconds = _ask(lambda some: find_entities_batch(some, model, shots=shots), texts, on_progress)
+        recognitions, seconds = _ask(
+            lambda some: find_entities_batch(some, model, task=file, shots=shots), texts, on_progress
+        )
         predicted = [recognition.entities for recognition in recognitions]
         probabilities = [None] * len(texts)
     numbers = list(range(1, len(texts) + 1))
     answers = Answers(task, numbers, texts, [one for _, one in gold], predicted, probabilities, [""] * len(texts))
     about = {
         "task": task,
-        "task_version": load_task(task).version,
+        "task_version": file.version,
+        "task_identity": file.identity,
         "model": model.version,
         "shots": model.info.shots if shots is None else shots,
         "texts": len(texts),

@@ -27,6 +27,11 @@ from chains.queue import Queue
 __all__ = ["BloomPipeline", "make_llm", "plain_options"]
 
 MAX_ROWS = 128  # that write replies together
+# What byte-level tokenizers write for each byte: itself where it is printable in Latin-1, else the next free character
+# from U+0100 on (bytes_to_unicode in https://github.com/openai/gpt-2/blob/master/src/encoder.py).
+PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
+BYTES = {chr(byte): byte for byte in PRINTABLE} | {chr(256 + place): byte for place, byte in enumerate(OTHERS)}
 
 
 def plain_options(max_new_tokens: int, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -176,6 +181,17 @@ class BloomPipeline(TextGenerationPipeline):  # type: ignore[misc]
             rows.sort(key=lambda row: -len(row.ids))
             groups.append((self._cut(beginning), rows))
         return groups
+
+    def cut(self, prompt: str, query: str) -> list[bytes]:
+        """The bytes of each token of a prompt, as the model reads it; a character may be spread over several.
+
+        Raises:
+            ModelError: the prompt does not end with its ``query``, filled in.
+        """
+        [(prefix, [row])] = self._groups([prompt], query)
+        with self.lock:
+            tokens = self.tokenizer.convert_ids_to_tokens([*prefix, *row.ids])
+        return [bytes(BYTES[char] for char in token) for token in tokens]
 
     def _cut(self, text: str) -> list[int]:
         with self.lock:

@@ -1,27 +1,38 @@
 """Task file → checked ``Task`` → ``FewShotPromptTemplate`` and the options of a reply; nothing here knows a model.
 
-A task file holds all that a prompt is made of: instruction, shot and query templates, labels, shots, version.
+A task file holds all that a prompt is made of: instruction, shot and query templates, labels, shots, version. Whoever
+may edit one is not trusted: it is read with limits, and nothing in it is run.
 """
 
+import hashlib
 import re
 import unicodedata
+from collections.abc import Hashable
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
 from langchain_core.prompts import FewShotPromptTemplate, PromptTemplate
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from chains.errors import TaskError
+from chains.schema import UNKNOWN
 
 __all__ = [
-    "MENTION", "TASKS_FOLDER", "Shot", "Task",
-    "items_of", "labels_of", "load_task", "prompt_template", "to_prompt_text", "write_reply",
+    "KINDS", "MAX_SHOTS", "MENTION", "TASKS_FOLDER", "Kind", "Shot", "Task", "Tasks",
+    "items_of", "labels_of", "load_task", "make_task", "prompt_template", "read_task", "read_yaml", "to_prompt_text",
+    "write_reply", "write_task",
 ]  # fmt: skip
 
 TASKS_FOLDER = Path(__file__).parent / "tasks"
+Kind = Literal["language", "entities"]
+KINDS: tuple[Kind, ...] = ("language", "entities")
 MAX_SHOTS = 6
+MAX_LABELS = 100
+MAX_TEXT_CHARACTERS = 4_000  # of any one text in a task file
+MAX_NAME_CHARACTERS = 40
+MAX_FILE_BYTES = 65_536
 # One item of an entity reply; structure characters never occur inside a text (see to_prompt_text).
 MENTION = re.compile(r"<([^<>\n]*)>\(([^()<>\n]*)\)")
 # Look-alikes of one code point each, so that offsets in the prompt's text are offsets in the user's text.
@@ -31,7 +42,16 @@ LOOK_ALIKES = {ord("<"): "‹", ord(">"): "›"}
 class Strict(BaseModel):
     """A frozen part of a task file; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", str_min_length=1)
+    model_config = ConfigDict(frozen=True, extra="forbid", str_min_length=1, str_max_length=MAX_TEXT_CHARACTERS)
+
+    @field_validator("*")
+    @classmethod
+    def _check_characters(cls, value: Any) -> Any:
+        texts = [*value, *value.values()] if isinstance(value, dict) else [value]
+        for text in texts:
+            if isinstance(text, str) and any(_is_control(char) for char in text):
+                raise ValueError(f"{text!r} holds a control character or half a character, expected plain text")
+        return value
 
 
 class Shot(Strict):
@@ -45,16 +65,17 @@ class Task(Strict):
     """A checked task file.
 
     ``labels`` maps each name in results to the word that the model reads and writes. ``kind`` says how a reply
-    is read: ``language`` is one label word, ``entities`` a list of ``<text>(word)`` items or the word ``empty``.
+    is read: ``language`` is one label word, be the labels languages or not, ``entities`` a list of ``<text>(word)``
+    items or the word ``empty``.
     """
 
-    name: str
-    kind: Literal["language", "entities"]
+    name: str = Field(max_length=MAX_NAME_CHARACTERS)
+    kind: Kind
     version: int = Field(ge=1)
     instruction: str
     shot: str
     query: str
-    labels: dict[str, str] = Field(min_length=1)
+    labels: dict[str, str] = Field(min_length=1, max_length=MAX_LABELS)
     out_of_scope: str | None = None
     threshold: float | None = Field(default=None, ge=0, le=1)
     empty: str | None = None
@@ -69,6 +90,11 @@ class Task(Strict):
             raise ValueError(
                 "query: must be the beginning of 'shot', up to where the reply starts, without a last space"
             )
+        if self.query.endswith("{text}"):
+            raise ValueError(
+                f"query: something must follow '{{text}}' in {self.query!r}, as in 'Text: {{text}}\\nLabel:'"
+            )
+        self._check_words()
         words = [*self.labels.values(), *filter(None, [self.out_of_scope, self.empty])]
         if repeated := {word for word in words if words.count(word) > 1}:
             raise ValueError(f"labels: every word may stand for one label only, found {sorted(repeated)} twice")
@@ -82,30 +108,58 @@ class Task(Strict):
         seen: set[str] = set()
         for number, shot in enumerate(self.shots, 1):
             if shot.text in seen:
-                raise ValueError(f"shots: shot {number} repeats the text {shot.text!r}")
+                raise ValueError(f"shots.{number - 1}.text: shot {number} repeats the text {shot.text!r}")
             seen.add(shot.text)
             self._check_reply(number, shot)
         shown = {word for word in self.labels.values() if any(word in shot.reply for shot in self.shots)}
-        if self.shots and (missing := set(self.labels.values()) - shown):
+        # Of more labels than a file may have shots, some go without.
+        if self.shots and len(self.labels) <= MAX_SHOTS and (missing := set(self.labels.values()) - shown):
             raise ValueError(f"shots: no shot shows the label {sorted(missing)}")
         return self
 
+    def _check_words(self) -> None:
+        for key, name in (("name", self.name), *(("labels", label) for label in self.labels)):
+            if len(name) > MAX_NAME_CHARACTERS or name != name.strip() or not name.isprintable():
+                raise ValueError(
+                    f"{key}: {name!r} cannot be a name in results: expected one line of up to {MAX_NAME_CHARACTERS} "
+                    "characters, without outer spaces"
+                )
+        if UNKNOWN in self.labels:
+            raise ValueError(f"labels: {UNKNOWN!r} is what results say when no label fits, choose another name")
+        others = (("out_of_scope", self.out_of_scope), ("empty", self.empty))
+        for key, word in (*(("labels", word) for word in self.labels.values()), *others):
+            if word and (word != word.strip() or not word.isprintable() or re.search(r"[<>()]", word)):
+                raise ValueError(
+                    f"{key}: {word!r} cannot be a word in a reply: expected one line without <, >, (, ) or outer spaces"
+                )
+
     def _check_reply(self, number: int, shot: Shot) -> None:
-        words = set(self.labels.values())
+        words, key = set(self.labels.values()), f"shots.{number - 1}.reply"
         if self.kind == "language":
-            if shot.reply not in words | {self.out_of_scope}:
-                raise ValueError(f"shots: shot {number} has the label {shot.reply!r}, expected one of {sorted(words)}")
+            words |= {self.out_of_scope} if self.out_of_scope else set()
+            if shot.reply not in words:
+                raise ValueError(f"{key}: shot {number} has the label {shot.reply!r}, expected one of {sorted(words)}")
             return
         mentions = MENTION.findall(shot.reply)
         if shot.reply != self.empty and " ".join(f"<{text}>({word})" for text, word in mentions) != shot.reply:
             raise ValueError(
-                f"shots: shot {number}: cannot read {shot.reply!r}, expected '<text>(type) …' or {self.empty!r}"
+                f"{key}: shot {number}: cannot read {shot.reply!r}, expected '<text>(type) …' or {self.empty!r}"
             )
         for text, word in mentions:
             if word not in words:
-                raise ValueError(f"shots: shot {number} has the type {word!r}, expected one of {sorted(words)}")
+                raise ValueError(f"{key}: shot {number} has the type {word!r}, expected one of {sorted(words)}")
             if text not in to_prompt_text(shot.text):
-                raise ValueError(f"shots: shot {number} names {text!r}, which is not in its text")
+                raise ValueError(f"{key}: shot {number} names {text!r}, which is not in its text")
+
+    @property
+    def fingerprint(self) -> str:
+        """8 hexadecimal digits for all of the task but its version."""
+        return hashlib.sha256(self.model_dump_json(exclude={"version"}).encode()).hexdigest()[:8]
+
+    @property
+    def identity(self) -> str:
+        """What names the task beside a result: name, version and fingerprint, as in ``language 2 · 0123abcd``."""
+        return f"{self.name} {self.version} · {self.fingerprint}"
 
     def pick_shots(self, k: int) -> tuple[Shot, ...]:
         """The first ``k`` shots; the file orders them so that every prefix is balanced over the labels."""
@@ -128,32 +182,127 @@ class Task(Strict):
         return next((name for name, label in self.labels.items() if label == word), None)
 
 
-@cache
+class Tasks(Strict):
+    """The two tasks that answer together; by default the shipped ones."""
+
+    language: Task = Field(default_factory=lambda: load_task("language"))
+    entities: Task = Field(default_factory=lambda: load_task("entities"))
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for kind in KINDS:
+            if (task := getattr(self, kind)).kind != kind:
+                raise ValueError(f"{kind}: '{task.name}' is a task of kind {task.kind!r}")
+        return self
+
+    @property
+    def identities(self) -> dict[str, str]:
+        """The ``Task.identity`` of each by its kind."""
+        return {kind: getattr(self, kind).identity for kind in KINDS}
+
+    @property
+    def max_shots(self) -> int:
+        """The largest number of shots that both have."""
+        return min(len(self.language.shots), len(self.entities.shots))
+
+
 def load_task(path: str | Path) -> Task:
     """The checked task of a file, or of a shipped task by its name (``language``, ``entities``).
 
     Raises:
         TaskError: the file cannot be read or breaks a rule; the message names the file and the key.
     """
-    file = TASKS_FOLDER / f"{path}.yaml" if str(path).isidentifier() else Path(path)
+    # A file may be edited while the program runs, a shipped one not.
+    return _load_shipped(path) if isinstance(path, str) and path.isidentifier() else _load(Path(path))
+
+
+@cache
+def _load_shipped(name: str) -> Task:
+    return _load(TASKS_FOLDER / f"{name}.yaml")
+
+
+def _load(file: Path) -> Task:
     try:
-        return Task.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+        with file.open("rb") as content:
+            text = content.read(MAX_FILE_BYTES + 1).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"Cannot read the task file '{file}': {error}. Give the path of a UTF-8 YAML file.") from error
-    except yaml.YAMLError as error:
-        raise TaskError(f"The task file '{file}' is not YAML: {error}. Compare chains/tasks/language.yaml.") from error
+    return read_task(text, f"The task file '{file}'")
+
+
+def read_task(content: str, source: str = "The task file") -> Task:
+    """The checked task of a file's ``content``; ``source`` is what an error calls it.
+
+    Raises:
+        TaskError: it is too large, not YAML, or breaks a rule.
+    """
+    return make_task(read_yaml(content, source), source)
+
+
+def read_yaml(content: str, source: str) -> Any:
+    """The plain values of a YAML document: no tags, no aliases, which can make gigabytes of a kilobyte, no key twice.
+
+    Raises:
+        TaskError: it is not that, or too large.
+    """
+    if len(content.encode(errors="replace")) > MAX_FILE_BYTES:
+        raise TaskError(f"{source} is larger than {MAX_FILE_BYTES // 1024} KB. Keep to {MAX_SHOTS} shots of few lines.")
+    try:
+        return yaml.load(content, PlainLoader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that the calendar lacks
+        reason = " ".join(str(error).split()) or "it is nested too deep"
+        raise TaskError(f"{source} is not YAML: {reason}. Compare chains/tasks/language.yaml.") from error
+
+
+class PlainLoader(yaml.SafeLoader):
+    """PyYAML's safe loader without aliases and without repeated keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases ('*name') are not allowed")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value]
+        if repeated := {str(key) for key in keys if keys.count(key) > 1}:
+            raise yaml.YAMLError(f"the key {min(repeated)!r} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+def make_task(values: Any, source: str = "The task") -> Task:
+    """The checked task of plain ``values``.
+
+    Raises:
+        TaskError: a rule is broken; ``problems`` says which, by key.
+    """
+    try:
+        return Task.model_validate(values)
     except ValidationError as error:
-        raise TaskError(f"The task file '{file}' breaks its rules. {_explain(error)}") from error
+        problems: dict[str, str] = {}
+        for problem in error.errors():
+            key, message = _explain(problem["loc"], problem["msg"])
+            problems.setdefault(key, message)
+        words = " ".join(f"{key}: {message}." if key else f"{message}." for key, message in problems.items())
+        raise TaskError(f"{source} breaks its rules. {words}", problems) from error
 
 
-def _explain(error: ValidationError) -> str:
-    """One sentence per broken rule, each with its key."""
-    sentences = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        sentences.append(f"{key}: {message}." if key else f"{message}.")
-    return " ".join(sentences)
+def _explain(place: tuple[int | str, ...], message: str) -> tuple[str, str]:
+    """The key of a broken rule, as in ``shots.0.reply``, and what is wrong there. Our own rules name it themselves."""
+    message = message.removeprefix("Value error, ")
+    if place:
+        return ".".join(map(str, place)), message
+    key, colon, rest = message.partition(": ")
+    return (key, rest) if colon else ("", message)
+
+
+def write_task(task: Task) -> str:
+    """The content of a file from which ``read_task`` makes this task again."""
+    values = task.model_dump(mode="json", exclude_none=True)
+    return str(yaml.safe_dump(values, allow_unicode=True, sort_keys=False, width=10_000))
+
+
+def _is_control(char: str) -> bool:
+    return char not in "\n\t" and unicodedata.category(char) in {"Cc", "Cs"}
 
 
 def to_prompt_text(text: str) -> str:

@@ -35,6 +35,7 @@ BASE_MEMORY_BYTES = 530_000_000
 WORK_MEMORY_BYTES = 150_000_000
 WORK_PER_LAYER_BYTE = 0.4
 COMMIT = re.compile(r"[0-9a-f]{40}")
+CONTEXT_TOKENS = 2_048  # of a checkpoint that does not say; section 3.2 of https://arxiv.org/abs/2211.05100
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,16 @@ class Model:
 
         return plain_options(max_new_tokens, self.llm.pipeline.tokenizer)
 
+    def cut(self, prompt: str, query: str) -> list[bytes]:
+        """The bytes of each token of a prompt whose last lines are made from ``query``, as the model reads it."""
+        tokens: list[bytes] = self.llm.pipeline.cut(prompt, query)
+        return tokens
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest sequence of tokens that the model was trained on; BLOOM goes beyond it, but answers worse."""
+        return int(getattr(self.llm.pipeline.model.config, "seq_length", CONTEXT_TOKENS))
+
     @cached_property
     def plain_llm(self) -> object:
         """``HuggingFacePipeline`` as LangChain ships it, over the same weights: the reference in tests."""
@@ -165,6 +176,17 @@ class RemoteModel(Model):
     def count_tokens(self, text: str) -> int:
         """The number of UTF-8 bytes: no byte-level tokenizer, as BLOOM's, makes more tokens of a text than that."""
         return len(to_prompt_text(text).encode())
+
+    def cut(self, prompt: str, query: str) -> list[bytes]:
+        """Always raises ``ModelError``."""
+        raise ModelError(
+            f"Only the server of {self.name} has its tokenizer: choose a model of this machine for tokens."
+        )
+
+    @property
+    def context_tokens(self) -> int:
+        """What every BLOOM was trained on."""
+        return CONTEXT_TOKENS
 
     def plain_options(self, max_new_tokens: int) -> dict[str, Any]:
         """See ``Model.plain_options``."""

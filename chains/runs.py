@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from chains.batch import Jobs, answer_base, layout_of
+from chains.batch import Jobs, layout_of, tasks_of
 from chains.errors import TableError
 from chains.evaluation import GoldRow
 from chains.metrics import NO_ANSWER
-from chains.prompts import load_task
+from chains.prompts import Tasks
 from chains.reports import TASKS, Answers, TaskName
 from chains.schema import Entity
 from chains.store import Job
@@ -27,8 +27,9 @@ GOLD: dict[TaskName, str] = {"language": "gold language", "entities": "gold enti
 
 
 def start_run(
-    jobs: Jobs, gold: Sequence[GoldRow], file: Path, model_name: str, shots: int | None, *, name: str, owner: str = ""
-) -> str:
+    jobs: Jobs, gold: Sequence[GoldRow], file: Path, model_name: str, shots: int | None, *,
+    name: str, owner: str = "", tasks: Tasks | None = None,
+) -> str:  # fmt: skip
     """The id of a new job that answers the texts of ``gold``, written into ``file`` first, which may then go.
 
     Raises:
@@ -44,10 +45,12 @@ def start_run(
     table = scan(file, name="gold.jsonl")
     if table.unreadable:
         raise TableError(f"A text of the gold set {name!r} cannot be answered. {table.problems[0]}")
-    return jobs.submit(table, TEXT, model_name, shots, name=name, owner=owner)
+    return jobs.submit(table, TEXT, model_name, shots, tasks=tasks, name=name, owner=owner)
 
 
-def repeat_run(jobs: Jobs, run: Job, file: Path, model_name: str, shots: int | None, *, owner: str = "") -> str:
+def repeat_run(
+    jobs: Jobs, run: Job, file: Path, model_name: str, shots: int | None, *, owner: str = "", tasks: Tasks | None = None
+) -> str:
     """The id of a new job over the gold set of another, which is copied into ``file`` first, which may then go.
 
     Raises ``TableError`` if it cannot be written.
@@ -57,7 +60,8 @@ def repeat_run(jobs: Jobs, run: Job, file: Path, model_name: str, shots: int | N
             target.writelines(jobs.store.read_source(run.source))
     except OSError as error:
         raise TableError(f"Cannot write {str(file)!r}: {error.strerror}. Make room there.") from error
-    return jobs.submit(scan(file, name="gold.jsonl"), TEXT, model_name, shots, name=run.name, owner=owner)
+    table = scan(file, name="gold.jsonl")
+    return jobs.submit(table, TEXT, model_name, shots, tasks=tasks, name=run.name, owner=owner)
 
 
 def write_gold(gold: Iterable[GoldRow]) -> bytes:
@@ -103,17 +107,8 @@ def list_runs(jobs: Jobs, owner: str | None = None) -> list[Job]:
 
 
 def describe_tasks(job: Job) -> str:
-    """Which task files the job's answers are made with, in words; ``""`` until it ran.
-
-    A job keeps only a hash of them, so those that have changed since have no version to tell, but two runs of the same
-    words had the same.
-    """
-    if not job.base or job.shots is None:
-        return ""
-    if job.base == answer_base(job.version, job.shots):
-        versions = sorted({load_task(task).version for task in TASKS})
-        return "task version " + " and ".join(map(str, versions))
-    return f"earlier task files ({job.base[:6]})"
+    """Which task files the job's answers are made with, by name, version and fingerprint."""
+    return " and ".join(tasks_of(job).identities.values())
 
 
 def read_answers(jobs: Jobs, job: Job, task: TaskName) -> Answers:

@@ -82,13 +82,17 @@ class Recognition(Result):
 
 
 class Analysis(Result):
-    """Everything that is known about one text: its language, its entities, or the ``error`` that prevented it."""
+    """Everything that is known about one text: its language, its entities, or the ``error`` that prevented it.
+
+    ``model`` is its version, ``tasks`` the identity of each task file that asked, by kind.
+    """
 
     text: str
     detection: Detection | None = None
     recognition: Recognition | None = None
     error: str | None = None
     model: str = ""
+    tasks: dict[str, str] = {}
 
 
 class Correction(Result):

@@ -46,6 +46,7 @@ JOBS = sa.Table(
     sa.Column("text_column", sa.Text, nullable=False),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("shots", sa.Integer),
+    sa.Column("tasks", sa.Text, nullable=False, server_default=""),
     sa.Column("version", sa.Text, nullable=False),
     sa.Column("base", sa.Text, nullable=False),
     sa.Column("state", sa.Text, nullable=False, index=True),
@@ -110,22 +111,29 @@ def _add_corrections(connection: sa.Connection) -> None:
     METADATA.create_all(connection, [CORRECTIONS])
 
 
+def _add_tasks(connection: sa.Connection) -> None:
+    # A new database has the column already: the first migration makes the tables as they are now.
+    if "tasks" not in {column["name"] for column in sa.inspect(connection).get_columns("jobs")}:
+        connection.execute(sa.text("ALTER TABLE jobs ADD COLUMN tasks TEXT NOT NULL DEFAULT ''"))
+
+
 # In order; a database remembers how many it has seen. A change of the tables above is a new one at the end.
-MIGRATIONS: list[Callable[[sa.Connection], None]] = [_create, _add_corrections]
+MIGRATIONS: list[Callable[[sa.Connection], None]] = [_create, _add_corrections, _add_tasks]
 
 
 @dataclass(frozen=True)
 class Job:
     """A job as it is stored.
 
-    ``source`` is the SHA-256 of its file, which lies at ``path`` or, if that is ``""``, in the database. ``layout`` is
-    a ``tables.Layout`` as JSON. ``model`` is the name to load; ``version`` the loaded model's and ``base`` the part of
-    all answers' keys that is not the text, both ``""`` until it ran. ``done`` counts finished rows, ``failed`` those of
-    them with an error. While failed rows are tried again, ``retried`` is the last one that was, else ``None``.
-    ``crashes`` counts processes that died with the job since its last chunk. ``seconds`` were spent on finished rows.
-    ``worker`` is the process that runs it, alive at ``heartbeat``, and at work on it at ``served`` (both in seconds
-    since 1970). ``created`` is a UTC time in ISO 8601. ``owner`` alone may see it; ``""`` is
-    whoever uses a deployment that is not shared.
+    ``source`` is the SHA-256 of its file, which lies at ``path`` or, if that is ``""``, in the database. ``layout``
+    is a ``tables.Layout`` as JSON. ``model`` is the name to load, ``tasks`` are the ``prompts.Tasks`` that ask, as
+    JSON (``""``, of a job from before there was a choice, are the shipped ones). ``version`` is the loaded model's
+    and ``base`` the part of all answers' keys that is not the text, both ``""`` until it ran. ``done`` counts
+    finished rows, ``failed`` those of them with an error. While failed rows are tried again, ``retried`` is the
+    last one that was, else ``None``. ``crashes`` counts processes that died with the job since its last chunk.
+    ``seconds`` were spent on finished rows. ``worker`` is the process that runs it, alive at ``heartbeat``, and at
+    work on it at ``served`` (both in seconds since 1970). ``created`` is a UTC time in ISO 8601. ``owner`` alone may
+    see it; ``""`` is whoever uses a deployment that is not shared.
     """
 
     id: str
@@ -139,6 +147,7 @@ class Job:
     total: int
     created: str
     owner: str = ""
+    tasks: str = ""
     version: str = ""
     base: str = ""
     state: State = "waiting"

@@ -7,7 +7,7 @@ import streamlit as st
 
 import ui
 from chains.schema import Entity
-from plots import TYPES
+from plots import style_of
 
 __all__ = ["mark_names"]
 
@@ -34,10 +34,15 @@ _component = st.components.v2.component(
 
 
 def mark_names(
-    text: str, entities: Iterable[Entity], *, key: str, on_mark: Callable[[int, int, str | None], None]
+    text: str,
+    entities: Iterable[Entity],
+    types: Iterable[str],
+    *,
+    key: str,
+    on_mark: Callable[[int, int, str | None], None],
 ) -> None:
     """Show ``text`` with its entities, which do not overlap; ``on_mark(start, end, type)`` is called when the user says
-    what a part of it is, with ``None`` for no name. Offsets count code points."""
+    what a part of it is: one of ``types``, or ``None`` for no name. Offsets count code points."""
 
     def take() -> None:
         marked = st.session_state[key]["mark"]
@@ -45,7 +50,7 @@ def mark_names(
 
     styles = {
         name: {"one": style.one, "tag": style.tag, "underline": style.underline} | ui.type_colours(style)
-        for name, style in TYPES.items()
+        for name, style in ((name, style_of(name)) for name in types)
     }
     places = [{"start": entity.start, "end": entity.end, "type": entity.type} for entity in entities]
     data = {"text": text, "entities": places, "types": styles, "hint": HINT, "none": NONE}

@@ -1,7 +1,7 @@
 """One row of a job: its text with what is named in it, its language, and how a person corrects both."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import pandas as pd
@@ -9,14 +9,15 @@ import streamlit as st
 
 import accounts
 import ui
+from chains.batch import tasks_of
 from chains.corrections import as_shot, mark, write_shot
 from chains.errors import ChainError
-from chains.prompts import load_task
+from chains.prompts import Tasks
 from chains.schema import UNKNOWN, Correction, Entity, Gold
 from chains.spans import list_words
 from chains.store import Job
 from components.marking import NONE, mark_names
-from plots import TYPES, label_language, list_names, read_results
+from plots import label_language, list_names, read_results, style_of
 
 __all__ = ["edit_row"]
 
@@ -38,7 +39,7 @@ def edit_row(job: Job, number: int, answers: pd.DataFrame, correction: Correctio
         entities=[Entity(**entity) for entity in json.loads(own["entities"] or "[]")],
     )
     answer = correction or model_answer
-    key = f"{job.id} {number}"
+    key, tasks = f"{job.id} {number}", tasks_of(job)
     change = partial(_change, job, number, model_answer)
 
     if problem := st.session_state.pop("row_problem", None):
@@ -47,6 +48,7 @@ def edit_row(job: Job, number: int, answers: pd.DataFrame, correction: Correctio
     mark_names(
         shown,
         [entity for entity in answer.entities if entity.end <= len(shown)],
+        tasks.entities.labels,
         key=f"mark {key}",
         on_mark=lambda start, end, type_: change(lambda now: {"entities": mark(text, now.entities, start, end, type_)}),
     )
@@ -57,7 +59,7 @@ def edit_row(job: Job, number: int, answers: pd.DataFrame, correction: Correctio
         st.session_state[language_key] = answer.language  # as it is now, also after an undo
         st.selectbox(
             "Language of this row",
-            dict.fromkeys([*load_task("language").labels, UNKNOWN, answer.language]),
+            dict.fromkeys([*tasks.language.labels, UNKNOWN, answer.language]),
             format_func=label_language,
             key=language_key,
             on_change=lambda: change(lambda now: {"language": st.session_state[language_key]}),
@@ -75,11 +77,11 @@ def edit_row(job: Job, number: int, answers: pd.DataFrame, correction: Correctio
         else:
             st.button("Undo", key=f"undo {key}", on_click=_undo, args=(job, number), icon=":material/undo:")
             with st.popover("As a shot", icon=":material/content_copy:"):
-                _show_shots(Gold(text=text, **answer.model_dump()))
+                _show_shots(tasks, Gold(text=text, **answer.model_dump()))
     if correction is not None:
         st.caption(ui.escape_markdown(f"Corrected. The model's own answer: {_describe(own)}"))
     with st.expander("Choose words from a list instead of selecting them"):
-        _choose_words(shown, key, change)
+        _choose_words(shown, key, tasks.entities.labels, change)
 
 
 def _change(job: Job, number: int, model_answer: Correction, change: Callable[[Correction], dict[str, object]]) -> None:
@@ -108,7 +110,7 @@ def _describe(own: pd.Series) -> str:
     return f"{label_language(own['language'])}{sure}; {list_names(own['entities']) or 'no names'}."
 
 
-def _choose_words(text: str, key: str, change: Callable[..., None]) -> None:
+def _choose_words(text: str, key: str, types: Iterable[str], change: Callable[..., None]) -> None:
     """What marking does, by lists that a keyboard or a screen reader can use."""
     words = list(list_words(text))
     if not words:
@@ -125,8 +127,8 @@ def _choose_words(text: str, key: str, change: Callable[..., None]) -> None:
         )
         type_ = st.selectbox(
             "Is a",
-            [*TYPES, None],
-            format_func=lambda name: TYPES[name].one if name else NONE,
+            [*types, None],
+            format_func=lambda name: style_of(name).one if name else NONE,
             key=f"as {key}",
         )
         start, end = words[first][0], words[last][1]
@@ -138,11 +140,11 @@ def _choose_words(text: str, key: str, change: Callable[..., None]) -> None:
         )
 
 
-def _show_shots(gold: Gold) -> None:
+def _show_shots(tasks: Tasks, gold: Gold) -> None:
     st.write("This row as an example for the model, as it stands under `shots:` in a task file.")
     for name, label in TASKS.items():
         try:
-            lines = write_shot(as_shot(load_task(name), gold))
+            lines = write_shot(as_shot(getattr(tasks, name), gold))
         except ChainError as error:
             st.caption(f"{label}: {ui.escape_markdown(str(error))}")
         else:

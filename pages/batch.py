@@ -13,7 +13,7 @@ import accounts
 import plots
 import ui
 from chains import ChainError
-from chains.batch import layout_of
+from chains.batch import layout_of, tasks_of
 from chains.exports import FORMATS, GOLD_FORMATS, MEDIA_TYPES, SHAPES, write_gold, write_results
 from chains.runs import is_run
 from chains.schema import Correction
@@ -21,7 +21,6 @@ from chains.store import Job
 from chains.tables import Table, scan
 from components.job_controls import attempt, estimate_seconds, show_changes, show_problem, watch
 from components.row_editor import edit_row
-from plots import TYPES
 
 SAMPLE = Path(__file__).with_name("sample.csv")
 LISTED = 5  # jobs at first, and so many more at each click
@@ -73,9 +72,13 @@ def drop_file() -> None:
 
 def start(table: Table, column: str, name: str) -> None:
     """Begin a job and open it."""
+    tasks = attempt(ui.picked_tasks)
+    if not tasks:
+        st.rerun()
     with st.spinner("Storing the file…", show_time=True):
         submit = ui.get_jobs().submit
-        job_id = attempt(submit, table, column, ui.picked_name(), ui.picked_shots(), name=name, owner=accounts.owner())
+        options = {"tasks": tasks, "name": name, "owner": accounts.owner()}
+        job_id = attempt(submit, table, column, ui.picked_name(), ui.picked_shots(), **options)
     if job_id:
         drop_file()
         open_job(job_id)
@@ -179,8 +182,8 @@ def show_filtered(job: Job, frame: plots.Counts) -> plots.Counts:
     )
     types = second.multiselect(
         "Rows that name",
-        TYPES,
-        format_func=lambda name: TYPES[name].many,
+        ui.types_of(job),
+        format_func=lambda name: plots.style_of(name).many,
         key=f"types {job.id}",
         placeholder="Anything",
     )
@@ -356,6 +359,7 @@ def drop_made() -> None:
 
 def show_job(job: Job) -> None:
     shots = "" if job.shots is None else f" · {job.shots} shots"
+    shots += "".join(f" · {identity}" for identity in tasks_of(job).identities.values()) if job.tasks else ""
     st.subheader(ui.escape_markdown(job.name), anchor=False)
     st.caption(ui.escape_markdown(f"{job.version or job.model}{shots} · texts in column “{job.text_column}”"))
     with st.container(horizontal=True):

@@ -9,12 +9,12 @@ from chains import ChainError
 from chains.runs import is_run
 from chains.store import Job
 from components.charts import show_chart
-from plots import TYPES
 
 
 def show_charts(job: Job) -> None:
     frame, mentions = ui.get_results(job), ui.get_mentions(job)
     ui.show_limit(job, frame)
+    all_types = plots.sort_types([*ui.types_of(job), *mentions["type"]])
     first, second = st.columns(2)
     languages = first.multiselect(
         "Languages",
@@ -26,19 +26,19 @@ def show_charts(job: Job) -> None:
     )
     types = second.multiselect(
         "Kinds of names",
-        TYPES,
-        format_func=lambda name: TYPES[name].many,
-        key="chart_types",
+        all_types,
+        format_func=lambda name: plots.style_of(name).many,
+        key=f"chart_types {' '.join(all_types)}",
         placeholder="All",
         persist_state="session",
     )
     frame = plots.filter_rows(frame, languages=languages, types=types)
-    mentions = mentions[mentions["row"].isin(frame.index) & mentions["type"].isin(types or list(TYPES))]
+    mentions = mentions[mentions["row"].isin(frame.index) & mentions["type"].isin(types or all_types)]
 
     left, right = st.columns(2)
     with left.container(border=True):
         st.subheader("What kinds of names are there?")
-        picked = show_chart(plots.count_types(mentions, types or TYPES), plots.draw_types, "types")
+        picked = show_chart(plots.count_types(mentions, types or all_types), plots.draw_types, "types")
     with right.container(border=True):
         st.subheader("Which languages are here?")
         picked += show_chart(plots.count_languages(plots.read_results(frame)), plots.draw_languages, "languages")
@@ -47,8 +47,10 @@ def show_charts(job: Job) -> None:
         picked += show_chart(plots.count_types_by_language(mentions), plots.draw_types_by_language, "names_by_language")
     with right.container(border=True):
         st.subheader("Who is named most?")
-        options = types or list(TYPES)
-        type_ = st.radio("Kind", options, format_func=lambda name: TYPES[name].many, key="top_type", horizontal=True)
+        options = types or all_types
+        type_ = st.radio(
+            "Kind", options, format_func=lambda name: plots.style_of(name).many, key="top_type", horizontal=True
+        )
         search = st.text_input("Name contains", key="top_search", persist_state="session")
         picked += show_chart(plots.count_names(mentions, type_, search=search), plots.draw_names, "names")
 
@@ -61,7 +63,7 @@ def show_charts(job: Job) -> None:
 
 def describe(item: dict[str, str]) -> str:
     """A picked bar in words."""
-    kind = TYPES[item["type"]].many if "type" in item else ""
+    kind = plots.style_of(item["type"]).many if "type" in item else ""
     language = plots.label_language(item["language"]) if "language" in item else ""
     return " · ".join(filter(None, [item.get("name"), kind, language]))
 

@@ -66,7 +66,7 @@ def take_gold(key: str) -> None:
     uploaded = st.session_state[key]
     if isinstance(uploaded, UploadedFile) and (path := attempt(ui.keep_upload, uploaded)):
         try:
-            if rows := attempt(read_gold_set, path, uploaded.name):
+            if rows := attempt(lambda: read_gold_set(path, uploaded.name, ui.picked_tasks())):
                 st.session_state.gold = (uploaded.name, rows)
         finally:
             path.unlink(missing_ok=True)
@@ -163,9 +163,8 @@ def begin(name: str, rows: Sequence[GoldRow]) -> str:
     with ui.new_file("uploads") as file:
         path = Path(file.name)
     try:
-        return start_run(
-            ui.get_jobs(), rows, path, ui.picked_name(), ui.picked_shots(), name=name, owner=accounts.owner()
-        )
+        options = {"name": name, "owner": accounts.owner(), "tasks": ui.picked_tasks()}
+        return start_run(ui.get_jobs(), rows, path, ui.picked_name(), ui.picked_shots(), **options)
     finally:
         path.unlink(missing_ok=True)
 
@@ -175,7 +174,8 @@ def repeat(run: Job) -> str:
     with ui.new_file("uploads") as file:
         path = Path(file.name)
     try:
-        return repeat_run(ui.get_jobs(), run, path, ui.picked_name(), ui.picked_shots(), owner=accounts.owner())
+        options = {"owner": accounts.owner(), "tasks": ui.picked_tasks()}
+        return repeat_run(ui.get_jobs(), run, path, ui.picked_name(), ui.picked_shots(), **options)
     finally:
         path.unlink(missing_ok=True)
 
@@ -340,7 +340,7 @@ def show_classes(report: dict[str, Any], task: TaskName) -> None:
     if task == "language":
         rows = {plots.label_language(name): row for name, row in report["per_class"].items()}
     else:
-        rows = {plots.TYPES[name].many: row for name, row in report["per_type"].items()}
+        rows = {plots.style_of(name).many: row for name, row in report["per_type"].items()}
     if not rows:
         st.caption("There are none in these texts.")
         return
@@ -407,7 +407,7 @@ def show_errors(run: Job, errors: Sequence[dict[str, Any]], picked: Sequence[dic
     if picked:
         wanted = {(one["kind"], one["type"]) for one in picked}
         errors = [error for error in errors if (error["kind"], error["type"]) in wanted]
-        words = ", ".join(f"{ERROR_WORDS[kind]} · {plots.TYPES[type_].many}" for kind, type_ in sorted(wanted))
+        words = ", ".join(f"{ERROR_WORDS[kind]} · {plots.style_of(type_).many}" for kind, type_ in sorted(wanted))
     st.subheader(f"{words}: {len(errors):,}", anchor=False)
     if not picked:
         st.caption("Click a bar to see only its texts.")

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import streamlit as st
@@ -10,8 +11,8 @@ import accounts
 import plots
 import ui
 from chains import Analysis, ChainError, Detection, Recognition, analysis
+from chains.prompts import Tasks
 from chains.schema import UNKNOWN
-from plots import TYPES
 
 EXAMPLES = {
     "French": "Camille Roussel a quitté Lyon pour ouvrir le bureau d'Airbus à Hambourg, où l'attendait Karim Benali.",
@@ -36,6 +37,7 @@ class Answer:
     analysis: Analysis
     model_name: str
     shots: int
+    tasks: Tasks
     seconds: float
     prompt_tokens: dict[str, int]
 
@@ -47,45 +49,56 @@ def use_example(name: str) -> None:
 
 def answer(text: str) -> Answer:
     accounts.check_length(text)
-    model, shots = ui.get_model(), ui.picked_shots()
+    model, shots, tasks = ui.get_model(), ui.picked_shots(), ui.picked_tasks()
     start = time.perf_counter()
-    [result] = analysis.analyse([text], model, shots=shots)
+    [result] = analysis.analyse([text], model, shots=shots, tasks=tasks)
     seconds = time.perf_counter() - start
     prompts = [*result.detection.prompts, *result.recognition.prompts] if not result.error else []
-    return Answer(result, model.name, shots, seconds, {prompt: model.count_tokens(prompt) for prompt in prompts})
+    return Answer(result, model.name, shots, tasks, seconds, {prompt: model.count_tokens(prompt) for prompt in prompts})
 
 
-def show_language(detection: Detection) -> None:
+def show_language(name: str, detection: Detection) -> None:
+    """``name`` is the task's: its labels may be other things than languages."""
     left, right = st.columns([1, 2], gap="medium", vertical_alignment="center")
     label = plots.label_language(detection.language)
     sure = f"{detection.probability:.1%} probable" if detection.probability is not None else None
     if detection.language == UNKNOWN:
-        label, sure = f"{label} (unknown)", "Another language, or too little to tell"
-    left.metric("Language", label, sure, delta_color="off", delta_arrow="off")
+        other = "Another language, or too" if name == "language" else "Too"
+        label, sure = f"{label} (unknown)", f"{other} little to tell"
+    left.metric(ui.escape_markdown(name[:1].upper() + name[1:]), label, sure, delta_color="off", delta_arrow="off")
     if detection.probabilities:
         right.altair_chart(plots.draw_probabilities(detection.probabilities, detection.threshold), key="probabilities")
         if detection.threshold is not None:
-            right.caption(f"Dashed line: below {detection.threshold:.0%} no language is named.")
+            right.caption(f"Dashed line: below {detection.threshold:.0%} no {ui.escape_markdown(name)} is named.")
 
 
-def show_entities(text: str, recognition: Recognition) -> None:
+def show_entities(text: str, recognition: Recognition, types: Iterable[str]) -> None:
     with st.container(border=True):
         st.html(ui.entity_html(text, recognition.entities))
     counts = recognition.counts()
     with st.container(horizontal=True, gap="medium"):
-        for name, style in TYPES.items():
-            st.metric(f"{style.many} ({style.tag})", counts.get(name, 0), width="content")
+        for name in types:
+            style = plots.style_of(name)
+            label = f"{ui.escape_markdown(style.many)} ({ui.escape_markdown(style.tag)})"
+            st.metric(label, counts.get(name, 0), width="content")
     if not recognition.entities:
-        st.caption("The model named no locations, people or organizations in this text.")
+        words = ", ".join(plots.style_of(name).many.lower() for name in types)
+        st.caption(f"The model found nothing to name in this text: it looked for {ui.escape_markdown(words)}.")
     else:
         first = {(entity.text, entity.type): entity.start for entity in reversed(recognition.entities)}
         rows = [
-            {"Entity": name, "Type": TYPES[type_].one, "Times": times, "First position": first[name, type_] + 1}
+            {
+                "Entity": name,
+                "Type": plots.style_of(type_).one,
+                "Times": times,
+                "First position": first[name, type_] + 1,
+            }
             for (name, type_), times in recognition.distinct().items()
         ]
         st.dataframe(rows, hide_index=True, height="content" if len(rows) <= 20 else "auto")
     if recognition.ungrounded:
-        names = ", ".join(f"{mention.text} ({TYPES[mention.type].one.lower()})" for mention in recognition.ungrounded)
+        missing = recognition.ungrounded
+        names = ", ".join(f"{mention.text} ({plots.style_of(mention.type).one.lower()})" for mention in missing)
         st.info(f"The model also named what does not stand in the text; it is not counted: {ui.escape_markdown(names)}")
 
 
@@ -149,8 +162,8 @@ shown = st.session_state.get("answer")
 if shown is not None and shown.analysis.error:
     st.error(ui.escape_markdown(shown.analysis.error))
 elif shown is not None:
-    show_language(shown.analysis.detection)
-    show_entities(shown.analysis.text, shown.analysis.recognition)
-    model = ui.escape_markdown(shown.analysis.model)
-    st.caption(f"{model} · {shown.shots} shots · {ui.format_seconds(shown.seconds)}")
+    show_language(shown.tasks.language.name, shown.analysis.detection)
+    show_entities(shown.analysis.text, shown.analysis.recognition, shown.tasks.entities.labels)
+    words = [shown.analysis.model, *shown.tasks.identities.values(), f"{shown.shots} shots"]
+    st.caption(ui.escape_markdown(" · ".join([*words, ui.format_seconds(shown.seconds)])))
     show_working(shown)

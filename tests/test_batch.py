@@ -14,14 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chains import analysis, batch
-from chains.batch import Chunk, Jobs, answer_base, is_alive, plan_chunks, text_hash, this_process
-from chains.errors import ChainError, CorrectionError, MissingError, ModelError, StoreError, TableError
+from chains.batch import Chunk, Jobs, answer_base, is_alive, plan_chunks, tasks_of, text_hash, this_process
+from chains.errors import ChainError, CorrectionError, MissingError, ModelError, StoreError, TableError, TaskError
 from chains.evaluation import read_gold
 from chains.exports import to_record
+from chains.prompts import KINDS, Tasks, load_task
 from chains.schema import Analysis, Correction, Detection, Entity, Gold, Mention, Recognition
 from chains.store import Store
 from chains.tables import Row, scan
-from training.gold import read_examples, tasks_of
+from training.gold import read_examples
+from training.gold import tasks_of as tasks_of_gold
 
 MODEL = SimpleNamespace(name="fake", version="fake 1 · abc", info=SimpleNamespace(shots=3))
 CONTENT = 'id,text\n1,"one, two"\n2,bad\n3,\n4,four\n5,four\n'
@@ -39,14 +41,16 @@ class Scripted:
 
     def __init__(self):
         self.calls = []
+        self.tasks = []
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
         self.error = None
         self.answer = answer
 
-    def __call__(self, texts, model, *, shots=None):
+    def __call__(self, texts, model, *, shots=None, tasks=None):
         self.calls.append((list(texts), shots))
+        self.tasks.append(tasks)
         self.entered.set()
         assert self.gate.wait(10)
         if self.error:
@@ -165,12 +169,43 @@ def test_chunks_planned_after_a_stop_are_those_that_were_left(texts, stop):
     assert left == chunks[stop:]
 
 
-def test_answers_depend_on_model_shots_and_task_files(monkeypatch):
-    bases = {answer_base("a", 3), answer_base("b", 3), answer_base("a", 4)}
-    task = batch.load_task("language")
-    monkeypatch.setattr(batch, "load_task", lambda name: task)
-    bases.add(answer_base("a", 3))
-    assert len(bases) == 4
+def other_tasks(kind, **changes):
+    """The shipped tasks, one of them changed."""
+    return Tasks(**{kind: load_task(kind).model_copy(update=changes)})
+
+
+def test_answers_depend_on_model_shots_and_all_of_the_task_files():
+    shipped = Tasks()
+    bases = {answer_base("a", 3, shipped), answer_base("b", 3, shipped), answer_base("a", 4, shipped)}
+    for kind in KINDS:
+        for change in ({"version": 2}, {"instruction": "Other."}, {"shots": load_task(kind).shots[:3]}):
+            bases.add(answer_base("a", 3, other_tasks(kind, **change)))
+    assert len(bases) == 9
+
+
+def test_an_edited_task_never_gets_answers_of_another(jobs, analyse, table):
+    first, edited = Tasks(), other_tasks("entities", version=2, instruction="Copy the names.")
+    for tasks in (first, edited, edited):
+        job = wait(jobs, jobs.submit(table, "text", "fake", tasks=tasks))
+        assert tasks_of(job) == tasks and job.state == "done"
+    # "bad" fails in each job, and is asked again; the others are asked once for each task file.
+    texts = ["one, two", "", "four"]
+    asked = [(text, tasks) for (some, _), tasks in zip(analyse.calls, analyse.tasks, strict=True) for text in some]
+    assert [tasks for text, tasks in asked if text in texts] == [first] * 3 + [edited] * 3
+
+
+def test_a_job_goes_on_with_the_tasks_that_it_began_with(make_jobs, analyse, table):
+    jobs, tasks = make_jobs(start=False), other_tasks("language", version=5)
+    id = jobs.submit(table, "text", "fake", tasks=tasks)
+    assert make_jobs(start=False).run(id).state == "done"
+    assert {one.identities["language"] for one in analyse.tasks} == {tasks.language.identity}
+
+
+def test_a_job_from_before_there_was_a_choice_has_the_shipped_tasks(jobs, table):
+    job = jobs.status(jobs.submit(table, "text", "fake"))
+    assert tasks_of(replace(job, tasks="")) == Tasks()
+    with pytest.raises(TaskError, match="break the rules of this version"):
+        tasks_of(replace(job, tasks=job.tasks.replace("english", "")))
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
@@ -506,15 +541,15 @@ def test_odd_cells_and_names_survive_a_job(jobs, tmp_path):
 
 def test_a_job_runs_in_the_foreground_and_is_found_again(make_jobs, analyse, table):
     jobs = make_jobs(start=False)
-    base = answer_base(MODEL.version, 3)
-    assert jobs.find(table, "text", "fake", None, base) is None
+    base, tasks = answer_base(MODEL.version, 3, Tasks()), Tasks()
+    assert jobs.find(table, "text", "fake", None, tasks, base) is None
     id = jobs.submit(table, "text", "fake", copy=False)
     seen = []
     job = jobs.run(id, on_progress=lambda job: seen.append(job.done))
     assert (job.state, seen) == ("done", [2, 4, 5])
-    assert jobs.find(table, "text", "fake", None, base) == job
+    assert jobs.find(table, "text", "fake", None, tasks, base) == job
     for other in (("id", "fake", None, base), ("text", "fake", 2, base), ("text", "fake", None, base[::-1])):
-        assert jobs.find(table, *other) is None
+        assert jobs.find(table, *other[:3], tasks, other[3]) is None
     assert list(jobs.results(id)) == expected(table)
     assert jobs.run(id) == job
 
@@ -723,7 +758,7 @@ def test_corrected_rows_are_gold_that_every_reader_takes(jobs, finished, tmp_pat
     assert read_gold(lines, "language") == read_gold(table, "language") == languages
     assert read_gold(safe, "language")[1] == ("'=1 < 2", "unknown")
     assert read_gold(lines, "entities") == [(text, (SECOND_ANA,)), ("=1 < 2", ())]
-    assert tasks_of(lines) == ["language", "entities"] and tasks_of(table) == ["language"]
+    assert tasks_of_gold(lines) == ["language", "entities"] and tasks_of_gold(table) == ["language"]
     examples = read_examples([lines])
     assert [(one.task, one.answer) for one in examples[:2]] == [("language", "française"), ("language", "other")]
     assert examples[2].answer == (Mention(text="Ana", type="person"),)

@@ -12,6 +12,7 @@ from chains.__main__ import Progress, delimiter, duration, main, open_jobs
 from chains.errors import ModelError
 from chains.evaluation import read_gold
 from chains.exports import RESULT_COLUMNS
+from chains.prompts import load_task, write_task
 from chains.schema import Analysis, Correction, Detection, Entity, Mention, Recognition
 from chains.tables import scan
 
@@ -28,6 +29,7 @@ class Fake:
     def __init__(self):
         self.loaded = []
         self.asked = []
+        self.tasks = []
         self.error = None
         self.detection = SPANISH
         self.recognition = FOUND
@@ -38,21 +40,24 @@ class Fake:
             raise self.error
         return MODEL
 
-    def detect_language(self, text, model, *, shots=None):
+    def detect_language(self, text, model, *, task=None, shots=None):
+        self.tasks.append(task)
         self.asked.append((text, shots))
         return self.detection
 
-    def find_entities(self, text, model, *, shots=None):
+    def find_entities(self, text, model, *, task=None, shots=None):
+        self.tasks.append(task)
         self.asked.append((text, shots))
         return self.recognition
 
-    def detect_languages(self, texts, model, *, shots=None):
+    def detect_languages(self, texts, model, *, task=None, shots=None):
         return [self.detect_language(text, model, shots=shots) for text in texts]
 
-    def find_entities_batch(self, texts, model, *, shots=None):
+    def find_entities_batch(self, texts, model, *, task=None, shots=None):
         return [self.find_entities(text, model, shots=shots) for text in texts]
 
-    def analyse(self, texts, model, *, shots=None):
+    def analyse(self, texts, model, *, shots=None, tasks=None):
+        self.tasks.append(tasks)
         self.asked += [(text, shots) for text in texts]
         return [
             Analysis(text=text, error="no reply")
@@ -114,7 +119,7 @@ def test_detect_prints_the_language_and_every_probability(run):
     code, out, err = run("detect", "Ana vive en Lima.")
     assert (code, err) == (0, "")
     assert out.splitlines()[:3] == ["spanish 93.4%", "  spanish  93.4%", "  english   6.6%"]
-    assert out.splitlines()[3].startswith("fake 1 · abc, 0.0")
+    assert out.splitlines()[3].startswith(f"fake 1 · abc, {load_task('language').identity}, 0.0")
 
 
 def test_detect_of_an_empty_text_prints_no_probability(run, fake):
@@ -125,7 +130,10 @@ def test_detect_of_an_empty_text_prints_no_probability(run, fake):
 def test_detect_as_json_is_the_detection_with_model_and_seconds(run):
     written = document(run("detect", "x", "--json"))
     assert written.pop("seconds") >= 0
-    assert written == SPANISH.model_dump(mode="json") | {"model": "fake 1 · abc"}
+    assert written == SPANISH.model_dump(mode="json") | {
+        "model": "fake 1 · abc",
+        "task": load_task("language").identity,
+    }
 
 
 def test_entities_prints_places_and_counts(run):
@@ -148,7 +156,11 @@ def test_entities_says_when_there_are_none(run, fake):
 def test_entities_as_json_is_the_recognition_with_counts(run):
     written = document(run("entities", "x", "--json"))
     assert written.pop("seconds") >= 0
-    assert written == FOUND.model_dump(mode="json") | {"counts": {"person": 1, "location": 1}, "model": "fake 1 · abc"}
+    assert written == FOUND.model_dump(mode="json") | {
+        "counts": {"person": 1, "location": 1},
+        "model": "fake 1 · abc",
+        "task": load_task("entities").identity,
+    }
 
 
 @pytest.mark.parametrize("command", ["detect", "entities"])
@@ -331,7 +343,7 @@ def test_a_table_that_cannot_be_read_is_an_error_before_the_model_is_loaded(
 
 
 def test_an_interrupted_batch_says_so_writes_nothing_and_goes_on(run, fake, table, tmp_path, monkeypatch):
-    def analyse(texts, model, *, shots=None):
+    def analyse(texts, model, *, shots=None, tasks=None):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -345,7 +357,7 @@ def test_an_interrupted_batch_says_so_writes_nothing_and_goes_on(run, fake, tabl
 
 
 def test_a_job_that_fails_says_how_to_go_on(run, table, tmp_path, monkeypatch):
-    def analyse(texts, model, *, shots=None):
+    def analyse(texts, model, *, shots=None, tasks=None):
         raise ModelError("The server is gone.")
 
     monkeypatch.setattr(analysis, "analyse", analyse)
@@ -387,7 +399,7 @@ def test_evaluate_prints_scores_classes_and_confusions(run, tmp_path):
         "spanish                 0        1",
         "",
     ]
-    assert out.splitlines()[12].startswith("fake 1 · abc, 3 shots, task version 1: 2 texts in 0.")
+    assert out.splitlines()[12].startswith(f"fake 1 · abc, 3 shots, {load_task('language').identity}: 2 texts in 0.")
 
 
 def test_evaluate_entities_as_json_is_the_report(run, tmp_path):
@@ -427,7 +439,6 @@ def test_models_lists_what_each_needs_and_what_is_free(run, monkeypatch):
         ["detect", "a", "--shots", "-1"],
         ["detect", "a", "--shots", "many"],
         ["evaluate", "gold.csv"],
-        ["evaluate", "gold.csv", "--task", "sentiment"],
         ["evaluate", "gold.csv", "--task", "language", "--limit", "0"],
         ["batch", "in.csv"],
         ["batch", "in.csv", "out.doc"],
@@ -477,3 +488,64 @@ def test_progress_tells_rate_and_time_left_but_not_too_often(monkeypatch, capsys
         "24 of 40 rows · 2.0 per second · 0:08 left",
         "40 of 40 rows · 2.0 per second · 0:00 left",
     ]
+
+
+@pytest.fixture
+def task_file(tmp_path):
+    """Writes a shipped task with changes; returns it and its file."""
+
+    def write(kind, name="mine.yaml", **changes):
+        task = load_task(kind).model_copy(update={"version": 7, **changes})
+        (tmp_path / name).write_text(write_task(task), encoding="utf-8")
+        return task, tmp_path / name
+
+    return write
+
+
+@pytest.mark.parametrize(("command", "kind"), [("detect", "language"), ("entities", "entities")])
+def test_a_task_file_asks_in_place_of_the_shipped_one(run, fake, task_file, command, kind):
+    task, file = task_file(kind)
+    written = document(run(command, "Ana vive en Lima.", "--task", file, "--json"))
+    assert fake.tasks == [task] and written["task"] == task.identity
+    assert f"{kind} 7 · " in run(command, "Ana vive en Lima.", "--task", file)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["detect", "a", "--task", "entities.yaml"], "is of kind 'entities': expected one of kind 'language'"),
+        (["detect", "a", "--task", "missing.yaml"], "Cannot read the task file"),
+        (["batch", "in.csv", "out.csv", "--task", "entities.yaml", "--task", "entities.yaml"], "two are of one kind"),
+    ],
+)
+def test_a_task_file_that_does_not_fit_is_told_before_a_model_is_loaded(
+    run, fake, task_file, table, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    task_file("entities", "entities.yaml")
+    code, _, err = run(*arguments)
+    assert code == 1 and message in err and fake.loaded == []
+
+
+def test_a_batch_with_an_edited_task_file_is_another_job(run, fake, table, task_file, tmp_path):
+    task, file = task_file("language")
+    command = ["batch", table, tmp_path / "out.csv", "--text-column", "text", "--task", file]
+    for _ in range(2):
+        assert run(*command)[0] == 0
+    assert len(document(run("jobs", "--json"))["jobs"]) == 1
+    assert [tasks.language for tasks in fake.tasks] == [task] * len(fake.tasks) != []
+    fake.tasks.clear()
+    edited, _ = task_file("language", instruction="Say the language.")
+    assert run(*command)[0] == 0
+    assert len(document(run("jobs", "--json"))["jobs"]) == 2
+    assert [tasks.language for tasks in fake.tasks] == [edited] * len(fake.tasks) != []
+
+
+def test_evaluate_takes_a_task_file(run, fake, task_file, tmp_path):
+    labels = load_task("language").labels | {"catalan": "català"}
+    task, file = task_file("language", labels=labels, shots=())
+    gold = tmp_path / "gold.csv"
+    gold.write_text("text,language\nhola,spanish\nbon dia,catalan\n")
+    report = document(run("evaluate", gold, "--task", file, "--json"))
+    assert report["task_identity"] == task.identity and report["per_class"]["catalan"]["support"] == 1
+    assert "expected one of" in run("evaluate", gold, "--task", "language")[2]

@@ -17,6 +17,7 @@ from chains import cluster
 from chains.batch import Jobs, Work
 from chains.cluster import RayEngine, share_out
 from chains.errors import ChainError, ModelError, TableError
+from chains.prompts import Tasks
 from chains.registry import load
 from chains.store import Store
 from chains.tables import scan
@@ -216,7 +217,7 @@ def test_a_file_that_cannot_be_read_to_its_end_ends_the_job_in_words(engine, tmp
     content = table.path.read_bytes()
     table.path.write_bytes(content[:5000] + b"\xff" + content[5000:])
     with pytest.raises(TableError, match="byte"):
-        list(engine.steps(Work(table.path, table.layout, 1, 0, 3, (), lambda hashes: set())))
+        list(engine.steps(Work(table.path, table.layout, 1, 0, 3, Tasks(), (), lambda hashes: set())))
 
 
 def test_a_worker_without_the_commands_folder_says_so(tmp_path):

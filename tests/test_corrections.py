@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from chains.corrections import as_shot, check_correction, mark, write_shot
 from chains.errors import CorrectionError
-from chains.prompts import TASKS_FOLDER, load_task
+from chains.prompts import TASKS_FOLDER, Tasks, load_task
 from chains.schema import Correction, Entity, Gold
 
 LANGUAGE, ENTITIES = load_task("language"), load_task("entities")
@@ -52,12 +52,12 @@ def test_what_is_marked_fits_its_text(text, data):
         start = data.draw(st.integers(0, len(text)))
         end = data.draw(st.integers(start, len(text)))
         entities = mark(text, entities, start, end, data.draw(st.sampled_from([*ENTITIES.labels, None])))
-    assert check_correction(text, Correction(language="unknown", entities=entities)).entities == entities
+    assert check_correction(text, Correction(language="unknown", entities=entities), Tasks()).entities == entities
 
 
 def test_a_correction_comes_back_in_reading_order():
     correction = Correction(language="unknown", entities=(PORTO, ANA))
-    assert check_correction(TEXT, correction).entities == (ANA, PORTO)
+    assert check_correction(TEXT, correction, Tasks()).entities == (ANA, PORTO)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_correction_comes_back_in_reading_order():
 )
 def test_a_correction_that_does_not_fit_its_text_is_an_error(correction, message):
     with pytest.raises(CorrectionError, match=message):
-        check_correction(TEXT, correction)
+        check_correction(TEXT, correction, Tasks())
 
 
 @pytest.mark.parametrize("language", ["english", "spanish", "french", "unknown"])

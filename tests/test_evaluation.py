@@ -41,11 +41,11 @@ def asked(monkeypatch):
     """Every text asked of the fake chains: one answers english, the other finds Ana in each text."""
     texts = []
 
-    def detect(some, model, *, shots=None):
+    def detect(some, model, *, task=None, shots=None):
         texts.extend((text, shots) for text in some)
         return [Detection(language="english", probability=1.0) for _ in some]
 
-    def find(some, model, *, shots=None):
+    def find(some, model, *, task=None, shots=None):
         texts.extend((text, shots) for text in some)
         return [Recognition(entities=(ANA,)) for _ in some]
 
@@ -219,7 +219,7 @@ def test_long_gold_sets_are_asked_in_parts(write, asked):
 
 
 def test_a_model_that_fails_gives_no_score(write, monkeypatch):
-    def detect(some, model, *, shots=None):
+    def detect(some, model, *, task=None, shots=None):
         raise ModelError("No memory.")
 
     monkeypatch.setattr(language, "detect_languages", detect)

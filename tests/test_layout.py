@@ -15,7 +15,7 @@ README = ROOT / "README.md"
 LEVELS = [
     {"schema", "errors", "config"},
     {"prompts", "parsers", "metrics", "adapters", "bloom", "decoding", "weights", "grounding", "spans", "windows"}
-    | {"files", "textfiles", "rows", "readers", "tables", "exports", "store", "queue", "corrections"}
+    | {"files", "textfiles", "rows", "readers", "tables", "exports", "store", "queue", "corrections", "versions"}
     | {"statistics", "reports"},
     {"pipeline", "remote"},
     {"registry"},
@@ -24,7 +24,7 @@ LEVELS = [
     {"batch"},
     {"cluster"},
     {"evaluation"},
-    {"runs"},
+    {"runs", "sweep"},
 ]
 EDGES = {
     "streamlit",
@@ -92,7 +92,7 @@ def test_no_core_modules_import_each_other_in_a_circle():
 @pytest.mark.parametrize(
     "module",
     ["schema", "errors", "config", "prompts", "parsers", "spans", "windows", "textfiles", "rows", "readers", "tables"]
-    + ["files", "exports", "store", "remote", "queue", "corrections"],
+    + ["files", "exports", "store", "remote", "queue", "corrections", "versions"],
 )
 def test_modules_that_know_no_model_import_neither_torch_nor_transformers(module):
     path = ROOT / "chains" / f"{module}.py"

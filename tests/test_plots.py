@@ -8,6 +8,7 @@ import pytest
 import plots
 from chains.exports import to_frame
 from chains.schema import Correction, Entity
+from chains.sweep import ShotScore
 from chains.tables import Layout, Row
 from plots import TYPES
 
@@ -150,6 +151,30 @@ def test_threshold_is_a_line_only_if_there_is_one():
     probabilities = {"english": 0.2, "unknown": 0.8}
     assert "rule" in plots.draw_probabilities(probabilities, 0.5).to_json()
     assert "rule" not in plots.draw_probabilities(probabilities, None).to_json()
+
+
+def test_types_of_ones_own_are_counted_filtered_and_drawn():
+    table = job_table(
+        ("A Corolla", "catalan", "Corolla/product", "Ana/person"), ('"type": "product"', "french", 'a/b"c')
+    )
+    mentions = plots.read_mentions(table)
+    types = plots.sort_types(mentions["type"])
+    assert types == ["person", 'b"c', "product"]
+    counts = plots.count_types(mentions, types)
+    assert counts["label"].tolist() == ["People", 'B"c', "Product"]
+    assert plots.filter_rows(table, types=["product"]).index.tolist() == [0]
+    assert plots.filter_rows(table, types=['b"c']).index.tolist() == [1]
+    assert plots.list_names(table["entities"][0]) == "Corolla (PRO), Ana (PER)"
+    assert plots.count_languages(plots.read_results(table))["label"].tolist() == ["French", "Catalan"]
+    for chart in (plots.draw_types(counts), plots.draw_types_by_language(plots.count_types_by_language(mentions))):
+        assert plots.style_of("product").fill in chart.to_json()
+
+
+@pytest.mark.parametrize("number", [1, 7])
+def test_shots_are_drawn_against_their_cost(number):
+    scores = plots.list_shots([ShotScore(shots, 0.5 + shots / 100, 0.01 * shots, 9) for shots in range(number)])
+    assert scores.columns.tolist() == ["shots", "f1", "seconds", "tokens"] and len(scores) == number
+    assert json.dumps(plots.draw_shots(scores, "micro F1").to_dict(), allow_nan=False).count("micro F1") >= 2
 
 
 def test_names_in_words():

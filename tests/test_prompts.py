@@ -6,7 +6,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chains.errors import TaskError
-from chains.prompts import MAX_SHOTS, MENTION, TASKS_FOLDER, load_task, prompt_template, to_prompt_text, write_reply
+from chains.prompts import (
+    MAX_FILE_BYTES,
+    MAX_SHOTS,
+    MENTION,
+    TASKS_FOLDER,
+    Tasks,
+    load_task,
+    make_task,
+    prompt_template,
+    read_task,
+    to_prompt_text,
+    write_reply,
+    write_task,
+)
 
 every_text = st.text(st.characters(categories=None))  # surrogates too
 HOSTILE = [
@@ -86,6 +99,17 @@ MARIE = shot("Marie saw Acme in Lyon.", "<Marie>(person) <Acme>(organization) <L
         ),
         ("language", {"shots": [{"text": "Hello."}]}, ["shots.0.reply", "required"]),
         ("language", {"shots": [{**shot("Hello.", "english"), "note": "x"}]}, ["shots.0.note"]),
+        ("language", {"query": "{text}", "shot": "{text}({reply})"}, ["query", "must follow"]),
+        ("language", {"labels": {**fields()["labels"], "unknown": "nada"}}, ["labels", "'unknown'", "another name"]),
+        ("language", {"labels": {**fields()["labels"], "a\nb": "nada"}}, ["labels", "name in results"]),
+        ("language", {"labels": {**fields()["labels"], "x" * 41: "nada"}}, ["labels", "name in results"]),
+        ("language", {"labels": {**fields()["labels"], "nothing": "na>da"}}, ["labels", "word in a reply"]),
+        ("language", {"labels": {str(number): f"w{number}," for number in range(101)}}, ["labels", "at most 100"]),
+        ("language", {"out_of_scope": " other"}, ["out_of_scope", "word in a reply"]),
+        ("language", {"name": " language"}, ["name", "name in results"]),
+        ("language", {"instruction": "Bell \x07."}, ["instruction", "control character"]),
+        ("language", {"instruction": "x" * 4001}, ["instruction", "at most 4000"]),
+        ("entities", {"empty": "no)ne"}, ["empty", "word in a reply"]),
         ("entities", {"empty": None}, ["empty"]),
         ("entities", {"empty": "person"}, ["labels", "person", "twice"]),
         ("entities", {"shots": [MARIE, shot("Rex barks.", "Rex (person)")]}, ["shot 2", "cannot read", "Rex (person)"]),
@@ -113,6 +137,12 @@ def test_a_task_file_that_breaks_a_rule_is_an_error_naming_file_and_key(tmp_path
         (b"", "breaks its rules"),
         (b"- one\n- two\n", "breaks its rules"),
         (b"name: !!python/object/apply:os.getcwd []", "is not YAML"),
+        (b"name: &a [x]\nkind: [*a, *a]", "aliases .* are not allowed"),
+        (b"a: &a {x: y}\nb: {<<: [*a, *a]}", "aliases .* are not allowed"),
+        (b"name: one\nname: two", "the key 'name' stands there twice"),
+        (b"[" * 20_000, "is not YAML"),
+        (b"name: 2026-02-31", "is not YAML"),
+        (b"#" * (MAX_FILE_BYTES + 1), "larger than 64 KB"),
     ],
 )
 def test_a_file_that_is_no_task_is_an_error_naming_it(tmp_path, content, words):
@@ -239,3 +269,45 @@ def test_a_written_reply_reads_back(mentions):
 
 def test_no_mentions_are_written_as_the_empty_word():
     assert write_reply([], "none") == "none"
+
+
+def test_every_broken_field_is_named_by_its_key():
+    values = fields() | {"instruction": "", "threshold": 2, "shots": [shot("Hi.", "")]}
+    with pytest.raises(TaskError) as caught:
+        make_task(values)
+    assert list(caught.value.problems) == ["instruction", "threshold", "shots.0.reply"]
+    with pytest.raises(TaskError) as caught:
+        make_task(fields() | {"shots": [*fields()["shots"][:3], shot("Hallo.", "deutsch")]})
+    assert list(caught.value.problems) == ["shots.3.reply"]
+
+
+@pytest.mark.parametrize("kind", ["language", "entities"])
+def test_a_written_task_reads_back(kind):
+    task = make_task(fields(kind) | {"name": "no", "instruction": "yes: 'no' {x}\n# <b> \U0001f600"})
+    assert read_task(write_task(task)) == task
+
+
+def test_a_file_that_is_edited_is_read_anew(tmp_path):
+    assert load_changed(tmp_path, "language", instruction="One.").instruction == "One."
+    assert load_changed(tmp_path, "language", instruction="Two.").instruction == "Two."
+
+
+def test_an_identity_tells_version_and_content_apart():
+    task = load_task("language")
+    newer, other = (task.model_copy(update=change) for change in ({"version": 2}, {"threshold": 0.7}))
+    assert task.identity == f"language 1 · {task.fingerprint}" and re.fullmatch("[0-9a-f]{8}", task.fingerprint)
+    assert newer.fingerprint == task.fingerprint and newer.identity != task.identity
+    assert other.fingerprint != task.fingerprint
+
+
+def test_more_labels_than_shots_may_go_without():
+    labels = {f"language_{number}": f"{number}-" for number in range(46)}
+    shots = [shot(f"Text {number}.", f"{number}-") for number in range(MAX_SHOTS)]
+    assert len(make_task(fields() | {"labels": labels, "shots": shots}).labels) == 46
+
+
+def test_tasks_are_the_shipped_ones_unless_others_of_the_right_kind_are_given():
+    assert (Tasks().language, Tasks().entities) == (load_task("language"), load_task("entities"))
+    assert Tasks().max_shots == 6
+    with pytest.raises(ValueError, match="'entities' is a task of kind 'entities'"):
+        Tasks(language=load_task("entities"))

@@ -12,6 +12,7 @@ from chains import analysis, queue
 from chains.errors import BusyError
 from chains.exports import to_record
 from chains.language import language_chain
+from chains.prompts import Tasks
 from chains.queue import Caller, Queue, asking
 from chains.registry import load
 
@@ -220,7 +221,7 @@ def test_jobs_ask_as_batch_and_others_do_not(tiny_model, monkeypatch):
     run = tiny_model.llm.pipeline.queue.ask
     spy = lambda *args: lanes.append(queue.asked_by().lane) or run(*args)  # noqa: E731
     monkeypatch.setattr(tiny_model.llm.pipeline.queue, "ask", spy)
-    ModelEngine(tiny_model).compute(Chunk(0, 1, texts={b"a": "Hola."}), 0)
+    ModelEngine(tiny_model).compute(Chunk(0, 1, texts={b"a": "Hola."}), 0, Tasks())
     assert set(lanes) == {"batch"}
     lanes.clear()
     language_chain(tiny_model).batch([{"text": "Hola."}, {"text": "Adiós."}])

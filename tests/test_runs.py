@@ -6,6 +6,7 @@ from chains import analysis
 from chains.batch import Jobs
 from chains.errors import TableError
 from chains.evaluation import GoldRow
+from chains.prompts import Tasks
 from chains.runs import (
     describe_tasks,
     is_run,
@@ -102,10 +103,8 @@ def test_gold_file_holds_only_what_is_known_and_orders_entities():
     assert second == '{"text": "é", "gold entities": null}'
 
 
-def test_tasks_of_a_run_are_named_by_version_while_they_are_as_they_were(jobs, run, monkeypatch):
-    assert describe_tasks(run) == "task version 1"
-    monkeypatch.setattr("chains.runs.answer_base", lambda version, shots: "other")
-    assert describe_tasks(run) == f"earlier task files ({run.base[:6]})"
+def test_tasks_of_a_run_are_named_with_version_and_fingerprint(run):
+    assert describe_tasks(run) == " and ".join(Tasks().identities.values())
 
 
 def test_empty_gold_set_is_an_error(jobs, tmp_path):

@@ -322,3 +322,16 @@ def test_postgresql_is_used_again_after_its_restart(postgres, postgres_url):
     postgres.start()
     assert store.get_job("a") == JOB
     store.close()
+
+
+def test_a_database_from_before_jobs_had_tasks_is_brought_up_to_date(database_url):
+    old = Store(database_url)
+    old.add_job(JOB)
+    with old.engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE jobs DROP COLUMN tasks"))
+        connection.execute(sa.text("DELETE FROM migrations WHERE number > 1"))
+    old.close()
+    for _ in range(2):
+        store = Store(database_url)
+        assert store.get_job("a") == JOB
+        store.close()

@@ -8,7 +8,7 @@ import pytest
 import ui
 from chains.schema import Entity
 from chains.store import Job
-from plots import TYPES
+from plots import OTHER_TYPES, TYPES, style_of
 
 
 def entity(text, surface, type_="person"):
@@ -106,17 +106,33 @@ def blend(colour, background, alpha):
     return "#" + "".join(f"{round(alpha * top + (1 - alpha) * bottom):02x}" for top, bottom in pairs)
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", [*TYPES, "product", "event", "work of art", "<b>"])
 @pytest.mark.parametrize(("theme", "alpha"), [("light", 0x1F / 255), ("dark", 0x40 / 255)])
 def test_marks_tags_and_bars_stand_out_in_both_themes(name, theme, alpha):
     colours = tomllib.loads(Path(".streamlit/config.toml").read_text())["theme"][theme]
-    style = TYPES[name]
+    style = style_of(name)
     page = colours["backgroundColor"]
     mark = blend(style.fill, page, alpha)
     assert contrast(colours["textColor"], mark) >= 4.5
     assert contrast(style.light_ink if theme == "light" else style.dark_ink, mark) >= 4.5
     assert contrast(style.fill, page) >= 3
     assert contrast("#FFFFFF", colours["primaryColor"]) >= 4.5  # words on a button
+
+
+def test_names_of_types_are_escaped():
+    markup = ui.entity_html("abc", [Entity(text="abc", type='<img src=x>"', start=0, end=3)])
+    assert "<img" not in markup and "&lt;IM</abbr>" in markup and visible(markup) == "abc"
+
+
+def test_tokens_are_escaped_and_everything_invisible_is_shown():
+    markup = ui.tokens_html([b"<b>&", b" x", b"\xf0\x9f", b"\x98\x80", "\u200bé".encode(), b".\n", b"\x00"])
+    assert "<b>" not in markup
+    assert visible(markup) == "<b>&·x[F0 9F][98 80][U+200B]é.↵[U+0000]"
+    assert markup.count("box-shadow") == 7 and markup.count("<br>") == 1
+
+
+def test_every_other_style_is_somebodys():
+    assert {style_of(f"type {number}").fill for number in range(50)} == {fill for fill, _, _ in OTHER_TYPES}
 
 
 def test_types_differ_without_colour():
