@@ -390,7 +390,14 @@ def run_evaluate(chosen: argparse.Namespace) -> int:
         print_json(report)
         return 0
     averages = [name for name in ("accuracy", "micro_f1", "macro_f1", "weighted_f1") if name in report]
-    print_table([[name.replace("_f1", " F1"), percent(report[name])] for name in averages], right={1})
+    intervals = report["intervals"]
+    print_table(
+        [
+            [name.replace("_f1", " F1"), percent(report[name]), " to ".join(map(percent, intervals[name]))]
+            for name in averages
+        ],
+        right={1},
+    )
     classes = report["per_class"] if task.kind == "language" else report["per_type"]
     rows = [
         [name, percent(row["precision"]), percent(row["recall"]), percent(row["f1"]), f"{row['support']:,}"]
@@ -406,6 +413,11 @@ def run_evaluate(chosen: argparse.Namespace) -> int:
         ]
         print()
         print_table([["gold \\ predicted", *matrix["labels"]], *rows], right=set(range(1, len(rows) + 1)))
+    if task.kind == "entities":
+        print()
+        print_table([[kind, f"{number:,}"] for kind, number in report["errors"].items()], right={1})
+    elif report["calibration"]:
+        print(f"\nexpected calibration error: {percent(report['calibration']['expected_error'])}")
     print()
     print(
         f"{report['model']}, {report['shots']} shots, {report['task_identity']}: {report['texts']:,} texts "
