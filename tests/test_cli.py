@@ -119,7 +119,7 @@ def test_detect_prints_the_language_and_every_probability(run):
     code, out, err = run("detect", "Ana vive en Lima.")
     assert (code, err) == (0, "")
     assert out.splitlines()[:3] == ["spanish 93.4%", "  spanish  93.4%", "  english   6.6%"]
-    assert out.splitlines()[3].startswith(f"fake 1 · abc, {load_task('language').identity}, 0.0")
+    assert out.splitlines()[-1].startswith(f"fake 1 · abc, {load_task('language').identity}, 0.0")
 
 
 def test_detect_of_an_empty_text_prints_no_probability(run, fake):
@@ -385,10 +385,15 @@ def test_evaluate_prints_scores_classes_and_confusions(run, tmp_path):
     code, out, err = run("evaluate", gold, "--task", "language")
     assert code == 0
     assert "2 of 2 texts" in err
-    assert out.splitlines()[:12] == [
-        "accuracy     50.0%",
-        "macro F1     33.3%",
-        "weighted F1  33.3%",
+    assert [line.split("%")[0] for line in out.splitlines()[:4]] == [
+        "accuracy     50.0",
+        "micro F1     50.0",
+        "macro F1     33.3",
+        "weighted F1  33.3",
+    ]
+    assert out.splitlines()[0] == "accuracy     50.0%  0.0% to 100.0%"
+    assert "expected calibration error: 43.4%" in out  # both are 93.4% probable, and one is right
+    assert out.splitlines()[4:13] == [
         "",
         "         precision  recall     F1  support",
         "english       0.0%    0.0%   0.0%        1",
@@ -399,7 +404,7 @@ def test_evaluate_prints_scores_classes_and_confusions(run, tmp_path):
         "spanish                 0        1",
         "",
     ]
-    assert out.splitlines()[12].startswith(f"fake 1 · abc, 3 shots, {load_task('language').identity}: 2 texts in 0.")
+    assert out.splitlines()[-1].startswith(f"fake 1 · abc, 3 shots, {load_task('language').identity}: 2 texts in 0.")
 
 
 def test_evaluate_entities_as_json_is_the_report(run, tmp_path):
