@@ -248,7 +248,11 @@ def read_yaml(content: str, source: str) -> Any:
     if len(content.encode(errors="replace")) > MAX_FILE_BYTES:
         raise TaskError(f"{source} is larger than {MAX_FILE_BYTES // 1024} KB. Keep to {MAX_SHOTS} shots of few lines.")
     try:
-        return yaml.load(content, PlainLoader)
+        loader = PlainLoader(content)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that the calendar lacks
         reason = " ".join(str(error).split()) or "it is nested too deep"
         raise TaskError(f"{source} is not YAML: {reason}. Compare chains/tasks/language.yaml.") from error

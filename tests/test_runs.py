@@ -44,7 +44,7 @@ def answer(text):
 
 @pytest.fixture
 def jobs(tmp_path, monkeypatch):
-    monkeypatch.setattr(analysis, "analyse", lambda texts, model, *, shots=None: [answer(text) for text in texts])
+    monkeypatch.setattr(analysis, "analyse", lambda texts, model, **_: [answer(text) for text in texts])
     jobs = Jobs(Store(f"sqlite:///{tmp_path / 'jobs.db'}"), tmp_path, lambda name: Model())
     yield jobs
     jobs.store.close()
