@@ -410,7 +410,7 @@ def create_app(*, with_dashboard: bool = True) -> FastAPI:
         redoc_url=None,
         lifespan=live,
     )
-    handle_errors(app)
+    handle_errors(app, load_settings())
     add_routes(app)
     app.router.routes += refuse_other_methods(app.routes)
     parts = {str(getattr(route, "path", "")).split("/")[1] for route in app.routes}

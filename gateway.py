@@ -94,7 +94,7 @@ def try_again(status: int, detail: str, after_s: float) -> JSONResponse:
     return problem(status, detail, headers={"Retry-After": str(math.ceil(after_s))})
 
 
-def handle_errors(app: FastAPI) -> None:
+def handle_errors(app: FastAPI, settings: Settings) -> None:
     """Let every error of ``app`` become a problem document."""
 
     @app.exception_handler(HTTPException)
@@ -110,6 +110,9 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(ChainError)
     async def from_chain(request: Request, error: ChainError) -> JSONResponse:
         status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
+        if settings.is_shared and isinstance(error, StoreError):  # whose words name hosts and folders
+            LOG.error({"problem": str(error)})
+            return try_again(status, "Jobs cannot be stored or read at the moment; the log says why.", 30.0)
         if status in (429, 503):
             return try_again(status, str(error), getattr(error, "retry_after_s", 30.0))
         return problem(status, str(error))

@@ -28,7 +28,7 @@ import gateway
 import messages
 from chains import batch, registry
 from chains.entities import find_entities
-from chains.errors import ModelError
+from chains.errors import ModelError, StoreError
 from chains.language import detect_language
 
 ROOT = Path(__file__).parent.parent
@@ -450,6 +450,22 @@ def test_with_tokens_a_job_is_its_owners_alone(environment, tiny_model):
             check_problem(other, 404, "There is no job")
         assert client.get(f"/jobs/{id}/result").status_code == 200
         assert client.delete(f"/jobs/{id}").status_code == 204
+
+
+@pytest.mark.parametrize(("shared", "words"), [("", "10.1.2.3"), ("1", "the log says why")])
+def test_where_the_database_is_stays_between_those_who_run_it(environment, tiny_model, shared, words):
+    environment.setenv("BLOOM_LENS_SHARED", shared)
+    environment.setenv("BLOOM_LENS_TOKENS", token_of("ana") if shared else "")
+    environment.setattr(registry, "load", lambda name: tiny_model)
+    with serving() as client:
+
+        def fail(*_):
+            raise StoreError("The database at 10.1.2.3 cannot be used.")
+
+        environment.setattr(batch.Jobs, "status", fail)
+        response = client.get("/jobs/x", headers=bearer("ana"))
+        check_problem(response, 503, words)
+        assert ("10.1.2.3" in response.text) == (not shared) and response.headers["Retry-After"] == "30"
 
 
 def test_shared_without_tokens_lets_nobody_in(environment, tiny_model):
