@@ -260,7 +260,7 @@ def test_browsers_on_one_job_see_the_same_while_a_second_job_advances_too(new_pa
     lines = download(two).decode("utf-8-sig").splitlines()
     assert 64 < len(lines) < 20_001
     wait_until(see_the_same, "two browsers on one job saw different progress")
-    one.locator(".st-key-stop button").click()  # and not the one that Streamlit shows while a page runs
+    one.locator('[class*="st-key-stop-"] button').click()  # and not the one that Streamlit shows while a page runs
     expect(two.get_by_text("rows · stopped")).to_be_visible()
     two.get_by_role("button", name="Resume").click()
     expect(one.get_by_text("rows per second")).to_be_visible()
