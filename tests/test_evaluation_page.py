@@ -117,7 +117,7 @@ def test_runs_that_differ_show_the_rows(app, monkeypatch):  # noqa: F811
     evaluate(app, LANGUAGES)
     plain_analyse = analysis.analyse
 
-    def french(texts, model, *, shots=None):
+    def french(texts, model, **_):
         found = plain_analyse(texts, model)
         return [one.model_copy(update={"detection": one.detection.model_copy(update={"language": "french"})})
                 for one in found]  # fmt: skip
