@@ -409,7 +409,7 @@ def train(out, data, data_folder, encoder, monkeypatch, *, resume=False, stop_af
     monkeypatch.setattr(mini, "load_data", lambda *_: data)
     monkeypatch.setattr(mini, "batches", batches)
     try:
-        mini.train(TINY, data_folder, out, resume=resume, compiled=False, minutes_between=0, extra=[])
+        mini.train(TINY, data_folder, out, start=None, resume=resume, compiled=False, minutes_between=0, extra=[])
     finally:
         monkeypatch.undo()
     return torch.load(out / "checkpoint.pt", weights_only=True)
