@@ -49,7 +49,8 @@ def report_entities(model: Model, data: Path, limit: int, seed: int) -> Iterator
         right = sum(len(keys(g) & keys(p)) for g, p in zip(gold, predicted, strict=True))
         precision = right / max(1, sum(map(len, predicted)))
         recall = right / max(1, sum(map(len, gold)))
-        per_type = " | ".join(f"{scores['per_type'][type_]['f1']:.3f}" for type_ in TYPES)
+        found_types = scores["per_type"]  # without those that neither side has
+        per_type = " | ".join(f"{found_types[type_]['f1']:.3f}" if type_ in found_types else "–" for type_ in TYPES)
         yield (
             f"| {name} | {len(sentences)} | **{scores['micro_f1']:.3f}** | {precision:.3f} | {recall:.3f} | {per_type} "
             f"| {len(sentences) / seconds:.0f} |"
